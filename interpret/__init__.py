@@ -1,0 +1,3 @@
+"""Open a trained vision network layer by layer, and compare it with another run."""
+
+__version__ = "0.1.0"
