@@ -1,0 +1,267 @@
+"""Arrays to charts: SVG made of paths and a few labels, small enough for a hundred of them in one report.
+
+Every element that WeasyPrint draws costs time, so the markers of a run are one path, not a circle each. Colours are
+presentation
+attributes (they hold in print and under a strict content security policy), which the screen style sheet overrides by
+class.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+# Okabe and Ito's colours, in an order that keeps neighbours apart, each with a marker of its own: shape carries what
+# colour may not.
+RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6770", "#b8a800")
+MARKERS = (
+    "M{l} {y}A{r} {r} 0 1 1 {R} {y}A{r} {r} 0 1 1 {l} {y}Z",  # circle
+    "M{l} {t}H{R}V{b}H{l}Z",  # square
+    "M{x} {t}L{R} {b}H{l}Z",  # triangle
+    "M{x} {T}L{Q} {y}L{x} {B}L{L} {y}Z",  # diamond
+    "M{x} {b}L{R} {t}H{l}Z",  # triangle, point down
+    "M{l} {t}L{R} {y}L{l} {b}Z",  # triangle, point right
+    "M{R} {t}L{l} {y}L{R} {b}Z",  # triangle, point left
+    "M{l} {y}L{x} {t}L{R} {y}V{b}H{l}Z",  # house
+)
+AXIS, MUTED, ALARM = "#c9ced3", "#5f6770", "#b3261e"
+FONT = "Inter, Noto Sans CJK SC, sans-serif"
+
+Values = Sequence[float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """An SVG drawing, and the only object whose markup a template prints unescaped.
+
+    It is made in this module alone, from numbers and escaped text.
+
+    Attributes:
+        width, height: size in CSS pixels.
+        body: the elements inside ``<svg>``.
+        label: what the drawing shows, for readers who do not see it; "" for decoration.
+        kind: class of the ``<svg>`` element.
+    """
+
+    width: int
+    height: int
+    body: str
+    label: str
+    kind: str = "chart"
+
+    def __html__(self) -> str:
+        """Return the ``<svg>`` element; Jinja takes it as markup."""
+        accessible = f'role="img" aria-label="{html.escape(self.label)}"' if self.label else 'aria-hidden="true"'
+        return (
+            f'<svg class="{self.kind}" xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" '
+            f'viewBox="0 0 {self.width} {self.height}" {accessible}>{self.body}</svg>'
+        )
+
+
+def run_marker(run: int) -> Chart:
+    """The coloured marker of the run with this number, as it stands beside the run's name."""
+    body = f'<path class="run-fill-{run % len(RUN_COLOURS)}" fill="{_colour(run)}" d="{_marker(run, 5, 5, 3.6)}"/>'
+    return Chart(10, 10, body, "", kind="marker")
+
+
+def curves(
+    series: Sequence[Values],
+    label: str,
+    *,
+    runs: Sequence[int],
+    logarithmic: bool = False,
+    stages: Sequence[int] = (),
+    width: int = 680,
+    height: int = 150,
+) -> Chart:
+    """Values over the depth of the network, a line per run.
+
+    On a logarithmic axis zeros and negative values lie on the base line, which is marked 0.
+
+    Args:
+        series: a sequence of the same length per run; None where there is no value.
+        label: what is drawn.
+        runs: the number of each series' run, which decides its colour and marker.
+        logarithmic: whether the vertical axis is logarithmic.
+        stages: positions after which a thin line separates the stages of the network.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
+    left, right, top, bottom = 46, 8, 8, 20
+    count = max((len(values) for values in series), default=0)
+    known = [value for values in series for value in values if _known(value)]
+    scale = _Logarithmic(known) if logarithmic else _Linear(known)
+    across = (width - left - right) / max(1, count - 1)
+
+    def x(position: float) -> float:
+        return left + position * across
+
+    def y(value: float) -> float:
+        return top + (1 - scale(value)) * (height - top - bottom)
+
+    body = []
+    for tick, text in scale.ticks():
+        body.append(_line("grid", AXIS, f"M{left} {_n(y(tick))}H{width - right}", 0.5))
+        body.append(_text(left - 6, y(tick) + 3.2, text, "end"))
+    if stages:
+        ends = "".join(f"M{_n(x(end + 0.5))} {top}V{height - bottom}" for end in stages if end < count - 1)
+        body.append(_line("grid", AXIS, ends, 0.5, dashed=True))
+    body.extend(_text(x(position), height - 6, str(position), "middle") for position in _round_positions(count))
+    for run, values in zip(runs, series, strict=True):
+        path: list[str] = []
+        pen = "M"
+        for position, value in enumerate(values):
+            if _known(value):
+                path.append(f"{pen}{_n(x(position))} {_n(y(value))}")
+            pen = "L" if _known(value) else "M"
+        body.append(_line(f"run-line-{run % len(RUN_COLOURS)}", _colour(run), "".join(path), 1.25))
+        marks = "".join(
+            _marker(run, x(position), y(value), 2.2)
+            for position, value in enumerate(values)
+            if _known(value) and (across >= 9 or _is_marked(values, position))
+        )
+        body.append(f'<path class="run-fill-{run % len(RUN_COLOURS)}" fill="{_colour(run)}" d="{marks}"/>')
+    return Chart(width, height, "".join(body), label)
+
+
+def filter_norms(
+    norms: Sequence[float], maximum: float, label: str, *, run: int, width: int = 680, height: int = 56
+) -> Chart:
+    """The norm of each filter as a bar; filters that are exactly zero carry a mark below the base line.
+
+    Args:
+        norms: one norm per filter, in the order of the filters.
+        maximum: top of the axis, shared by the runs.
+        label: what is drawn.
+        run: number of the run, for its colour.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
+    left, right, top, bottom = 46, 8, 6, 10
+    base, count = height - bottom, max(1, len(norms))
+    step = (width - left - right) / count
+    bars, zeros = [], []
+    for number, norm in enumerate(norms):
+        x = left + (number + 0.5) * step
+        if norm == 0:
+            zeros.append(f"M{_n(x)} {base + 2}v5")
+        elif math.isfinite(norm):
+            bars.append(f"M{_n(x)} {base}V{_n(base - (base - top) * min(1.0, norm / (maximum or 1)))}")
+    body = [
+        _text(left - 6, top + 5, _tick(maximum), "end"),
+        _text(left - 6, base + 3, "0", "end"),
+        _line("grid", AXIS, f"M{left} {base}H{width - right}", 0.5),
+        _line(f"run-line-{run % len(RUN_COLOURS)}", _colour(run), "".join(bars), max(0.4, min(6.0, step * 0.7))),
+        _line("alarm-line", ALARM, "".join(zeros), max(0.8, min(6.0, step * 0.7))),
+    ]
+    return Chart(width, height, "".join(body), label)
+
+
+def share_bar(share: float, label: str = "", width: int = 64) -> Chart:
+    """A horizontal bar that fills the given share (0 ... 1) of its width."""
+    length = _n(max(0.0, min(1.0, share)) * width)
+    body = f'<path class="bar-back" fill="#e9ecef" d="M0 3H{width}V7H0Z"/>'
+    body += f'<path class="bar" fill="{MUTED}" d="M0 3H{length}V7H0Z"/>'
+    return Chart(width, 10, body, label, kind="bar")
+
+
+class _Linear:
+    """A linear axis from 0 (or the minimum) to the maximum."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.low = min(0.0, *values) if values else 0.0
+        self.high = max(values, default=1.0)
+        if self.high <= self.low:
+            self.high = self.low + 1.0
+
+    def __call__(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        step = 10 ** math.floor(math.log10((self.high - self.low) / 2))
+        step = next(step * factor for factor in (1, 2, 5, 10) if (self.high - self.low) / (step * factor) <= 4)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [(number * step, _tick(number * step)) for number in range(first, last + 1)]
+
+
+class _Logarithmic:
+    """A logarithmic axis over whole decades (at most 8), with 0 one step below its smallest decade."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        positive = [value for value in values if value > 0]
+        self.top = math.ceil(math.log10(max(positive)) - 1e-9) if positive else 0
+        lowest = math.floor(math.log10(min(positive)) + 1e-9) if positive else -1
+        self.bottom = max(min(lowest, self.top - 1), self.top - 8)
+        self.has_zero = any(value < 10.0**self.bottom for value in values)
+        self.base = self.bottom - (0.6 if self.has_zero else 0.0)
+
+    def __call__(self, value: float) -> float:
+        exponent = self.base if value < 10.0**self.bottom else math.log10(value)
+        return (exponent - self.base) / (self.top - self.base)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        step = max(1, math.ceil((self.top - self.bottom) / 4))
+        decades = range(self.top, self.bottom - 1, -step)
+        marks = [(10.0**decade, "1" if decade == 0 else f"10{_superscript(decade)}") for decade in decades]
+        return [*marks, (0.0, "0")] if self.has_zero else marks
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _tick(value: float) -> str:
+    if value and not 1e-3 <= abs(value) < 1e5:
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{value / 10.0**exponent:.2g}·10{_superscript(exponent)}"
+    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def _round_positions(count: int) -> range:
+    """At most about eleven round positions on an axis of ``count`` calls."""
+    step = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if count / step <= 11), 5000)
+    return range(0, count, step)
+
+
+def _known(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _is_marked(values: Values, position: int) -> bool:
+    """Whether a crowded line carries a marker here: at every twelfth call and at its largest value."""
+    return position % 12 == 0 or values[position] == max(value for value in values if _known(value))
+
+
+def _n(value: float) -> str:
+    """A coordinate with at most one decimal: half a device pixel, and bytes that no rounding mode changes."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _colour(run: int) -> str:
+    return RUN_COLOURS[run % len(RUN_COLOURS)]
+
+
+def _marker(run: int, x: float, y: float, r: float) -> str:
+    wide = r * 1.25
+    return MARKERS[run % len(MARKERS)].format(
+        x=_n(x), y=_n(y), r=_n(r), l=_n(x - r), R=_n(x + r), t=_n(y - r), b=_n(y + r),
+        L=_n(x - wide), Q=_n(x + wide), T=_n(y - wide), B=_n(y + wide),
+    )  # fmt: skip
+
+
+def _line(kind: str, colour: str, path: str, width: float, dashed: bool = False) -> str:
+    if not path:
+        return ""
+    dash = ' stroke-dasharray="2 2"' if dashed else ""
+    pen = f'fill="none" stroke="{colour}" stroke-width="{width:.2f}" stroke-linejoin="round"{dash}'
+    return f'<path class="{kind}" {pen} d="{path}"/>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return (
+        f'<text class="tick" x="{_n(x)}" y="{_n(y)}" font-family="{FONT}" font-size="9" fill="{MUTED}" '
+        f'text-anchor="{anchor}">{html.escape(text)}</text>'
+    )
