@@ -1,0 +1,588 @@
+"""MLflow: find, download, upload. Knows nothing of what is inside a bundle.
+
+No other module on the main path imports mlflow. Only `MlflowClient` is used: no active run is started, changed or
+left behind. Every failure of MLflow becomes a `TrackingError` that names the store.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import ssl
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from interpret.errors import TrackingError
+
+logger = logging.getLogger("interpret")
+
+BUNDLE = "interpret"  # the artifact folder that holds the bundle
+FINISHED = ("complete", "partial")  # values of the status tag of an audit that can be read
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+BATCH = 900  # entities of one log_batch: MLflow takes 1000 in all, tags included
+UPLOADS = 6  # over http, parallel single uploads are 2-3 times faster than log_artifacts, which is a plain loop there
+PREFLIGHT_SECONDS = 4
+TAG_LENGTH = 5000  # MLflow takes 5000 characters on the oldest servers and cuts silently at 8000 on the newest
+
+
+class MetricPoint(NamedTuple):
+    """One point of a metric's line."""
+
+    name: str
+    step: int
+    value: float
+
+
+class FetchedCheckpoint(NamedTuple):
+    """A checkpoint on this disk, its address, and the run that made it (None where no run is known).
+
+    The address is the one that was asked for, with the chosen file's path where `runs:/ID` left it open.
+    """
+
+    path: Path
+    uri: str
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an audit goes.
+
+    Attributes:
+        tracking_uri: None takes MLflow's own default.
+        experiment: name; None takes the parent run's, else MLflow's own default.
+        run_id: an existing run to write into; None makes a new one.
+        run_name: name of a new run.
+        parent_run_id: run under which a new one is shown.
+        force: make a new run even where the same audit is there already.
+    """
+
+    tracking_uri: str | None = None
+    experiment: str | None = None
+    run_id: str | None = None
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    force: bool = False
+
+
+def connect(tracking_uri: str | None = None) -> MlflowClient:
+    """A client of the store, after checking that a server listens at all.
+
+    Without this check MLflow's own retries keep a caller waiting for minutes.
+
+    Raises:
+        TrackingError: nothing listens at an http address, or the store cannot be opened.
+    """
+    uri = tracking_uri or mlflow.get_tracking_uri()
+    if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
+        _check_listening(uri)
+    with _explained(uri):
+        return MlflowClient(tracking_uri=uri)
+
+
+def _check_listening(uri: str) -> None:
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PREFLIGHT_SECONDS).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()  # any answer means that somebody listens; what it says is MLflow's to judge
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # somebody listens; MLflow has its own settings for certificates
+            raise TrackingError(
+                f"no MLflow server answers at {uri} ({error.reason}); start one with `mlflow server`, correct "
+                "--tracking-uri or MLFLOW_TRACKING_URI, or leave both out to log into the current folder"
+            ) from error
+    except TimeoutError:
+        logger.warning("the MLflow server at %s is slow: no answer to /health in %d s", uri, PREFLIGHT_SECONDS)
+    except ValueError as error:
+        raise TrackingError(f"tracking URI {uri!r} is not an address: {error}") from error
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turn MLflow's errors into TrackingError."""
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(f"MLflow ({uri}): {error.message}") from error
+
+
+class AuditRun:
+    """The MLflow run that receives one audit; a context manager that sets its status last.
+
+    Leaving the block by an exception marks the audit as failed, with the reason; leaving it without `finish` as well.
+
+    Attributes:
+        run_id: the run.
+        recognised: the same audit is there already, complete: nothing needs to be written.
+    """
+
+    def __init__(self, client: MlflowClient, run: Run, *, owned: bool, recognised: bool) -> None:
+        self.run_id: str = run.info.run_id
+        self.recognised = recognised
+        self._client = client
+        self._run = run
+        self._owned = owned
+        self._tables: list[str] = []
+        self._finished = recognised
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._finished:
+            return
+        reason = f"{type(error).__name__}: {error}" if error else "the audit was not finished"
+        try:
+            self._client.log_batch(
+                self.run_id,
+                tags=[RunTag("interpret.failure", reason[:TAG_LENGTH]), RunTag("interpret.status", "failed")],
+            )
+            if self._owned:
+                stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+                self._client.set_terminated(self.run_id, "KILLED" if stopped else "FAILED")
+        except MlflowException as second:
+            # The first error is the one to report; the status tag then stays at `running`, which readers refuse too.
+            logger.warning("run %s could not be marked as failed: %s", self.run_id, second.message)
+
+    @property
+    def location(self) -> str:
+        """Where the run's artifacts lie."""
+        return str(self._run.info.artifact_uri)
+
+    def upload_folder(self, folder: Path, artifact_path: str) -> None:
+        """Upload everything below a folder."""
+        with self._reported():
+            if _scheme(self.location) not in ("http", "https", "mlflow-artifacts"):
+                self._client.log_artifacts(self.run_id, str(folder), artifact_path)
+                return
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            with ThreadPoolExecutor(UPLOADS) as pool:
+                for _ in pool.map(lambda path: self._upload(path, folder, artifact_path), files):
+                    pass
+
+    def _upload(self, path: Path, folder: Path, artifact_path: str) -> None:
+        below = PurePosixPath(artifact_path) / path.relative_to(folder).parent.as_posix()
+        self._client.log_artifact(self.run_id, str(path), str(below))
+
+    def upload_file(self, path: Path, artifact_path: str | None = None) -> None:
+        """Upload one file into an artifact folder; None is the top level."""
+        with self._reported():
+            self._client.log_artifact(self.run_id, str(path), artifact_path)
+
+    def log_table(self, table: Mapping[str, Sequence[object]], artifact_file: str) -> None:
+        """Write a table (column name -> cells) that MLflow's runs page can pivot.
+
+        The file and the tag are those of `MlflowClient.log_table`, which would append the rows again on a second try.
+        """
+        rows = [list(cells) for cells in zip(*table.values(), strict=True)]
+        with self._reported():
+            self._client.log_dict(self.run_id, {"columns": list(table), "data": rows}, artifact_file)
+        self._tables.append(artifact_file)
+
+    def log_images(self, images: Mapping[str, Path], step: int) -> None:
+        """Show a few pictures among the run's charts; each costs as much as twenty plain uploads."""
+        with self._reported():
+            # A second try must not add a second picture to the same step; MLflow writes a key's "/" as "~".
+            there = () if self._owned else [item.path for item in self._client.list_artifacts(self.run_id, "images")]
+            for key, path in images.items():
+                if not any(name.startswith(f"images/{key.replace('/', '~')}+") for name in there):
+                    with Image.open(path) as image:
+                        self._client.log_image(self.run_id, image, key=key, step=step)
+
+    def finish(self, status: str, metrics: Iterable[MetricPoint] = (), tags: Mapping[str, str] | None = None) -> None:
+        """Write metrics and tags, the status last of all.
+
+        Values that are not finite never become metrics: MLflow returns infinity as 1.797e308.
+        """
+        now = int(time.time() * 1000)
+        written = self._written_points()
+        points = [
+            Metric(name, float(value), now, step)
+            for name, step, value in ((metric_name(point.name), point.step, point.value) for point in metrics)
+            if math.isfinite(value) and (name, step) not in written
+        ]
+        last = {**(tags or {}), **self._table_tag(), "interpret.status": status}
+        with self._reported():
+            chunks = [points[start : start + BATCH] for start in range(0, len(points), BATCH)] or [[]]
+            for chunk in chunks[:-1]:
+                self._client.log_batch(self.run_id, metrics=chunk)
+            self._client.log_batch(self.run_id, metrics=chunks[-1], tags=[RunTag(*tag) for tag in last.items()])
+            if self._owned:
+                self._client.set_terminated(self.run_id)
+        self._finished = True
+
+    def _written_points(self) -> set[tuple[str, int]]:
+        """Points that an interrupted try left behind: MLflow would keep both."""
+        names = [name for name in self._run.data.metrics if name.startswith(f"{BUNDLE}/")]
+        with self._reported():
+            return {
+                (name, point.step) for name in names for point in self._client.get_metric_history(self.run_id, name)
+            }
+
+    def _table_tag(self) -> dict[str, str]:
+        if not self._tables:
+            return {}
+        entries = json.loads(self._run.data.tags.get("mlflow.loggedArtifacts", "[]"))
+        entries += [entry for path in self._tables if (entry := {"path": path, "type": "table"}) not in entries]
+        return {"mlflow.loggedArtifacts": json.dumps(entries)}
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        with _explained(self._client.tracking_uri):
+            yield
+
+
+def open_run(
+    key: str, tags: Mapping[str, str], destination: Destination, accepted: Collection[str | None] = FINISHED
+) -> AuditRun:
+    """The run for an audit: the one that holds it already, the one that was asked for, or a new one.
+
+    Args:
+        key: identity of the audit; the same key means the same audit.
+        tags: tags that the run carries from its start.
+        destination: where to look and where to write.
+        accepted: status values with which an audit of the same key counts as done.
+
+    Raises:
+        TrackingError: the store cannot be reached, or the run that was asked for is unknown or holds another audit.
+    """
+    client = connect(destination.tracking_uri)
+    with _explained(client.tracking_uri):
+        started = {**tags, "interpret.key": key, "interpret.status": "running"}
+        parent_run_id = destination.parent_run_id
+        if destination.run_id is not None:
+            run = client.get_run(destination.run_id)
+            held = run.data.tags.get("interpret.key")
+            if held == key and run.data.tags.get("interpret.status") in accepted and not destination.force:
+                return AuditRun(client, run, owned=False, recognised=True)
+            if held is None or (held == key and not destination.force):
+                client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in started.items()])
+                return AuditRun(client, run, owned=False, recognised=False)
+            if not destination.force:
+                raise TrackingError(
+                    f"run {destination.run_id!r} already holds another audit "
+                    f"(of {run.data.tags.get('interpret.checkpoint_uri') or 'a module given in Python'}); give another "
+                    "run, leave --run-id out for a new run, or pass --force for a new run below this one"
+                )
+            parent_run_id = run.info.run_id
+        parent = None if parent_run_id is None else client.get_run(parent_run_id)
+        experiment_id = _experiment_id(client, destination.experiment, parent)
+        if not destination.force:
+            for run in client.search_runs([experiment_id], f"tags.`interpret.key` = '{key}'"):
+                if run.data.tags.get("interpret.status") in accepted:
+                    return AuditRun(client, run, owned=False, recognised=True)
+        started |= {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL"}
+        if parent_run_id is not None:
+            started["mlflow.parentRunId"] = parent_run_id
+        run = client.create_run(experiment_id, tags=started, run_name=destination.run_name)
+    return AuditRun(client, run, owned=True, recognised=False)
+
+
+def _experiment_id(client: MlflowClient, name: str | None, parent: Run | None) -> str:
+    """Id of the experiment; a name that is new makes one.
+
+    `mlflow.set_experiment` puts its choice into the environment, so what the caller chose there is followed.
+    """
+    if name is None and parent is not None:
+        return str(parent.info.experiment_id)
+    name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return str(client.create_experiment(name))
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"experiment {name!r} was deleted; restore it (`mlflow experiments restore`) or give another name"
+        )
+    return str(experiment.experiment_id)
+
+
+def metric_name(name: str) -> str:
+    """The name with every character replaced that MLflow refuses, at most 250 characters.
+
+    >>> metric_name("interpret/by_layer/layer[0]")
+    'interpret/by_layer/layer_0_'
+    """
+    return re.sub(r"[^\w./ :-]", "_", name)[:250]
+
+
+def artifact_location(run_id: str, *, tracking_uri: str | None = None) -> str:
+    """URI of a run's artifacts.
+
+    Raises:
+        TrackingError: the run is unknown.
+    """
+    client = connect(tracking_uri)
+    with _explained(client.tracking_uri):
+        return str(client.get_run(run_id).info.artifact_uri)
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder that an artifact URI names on this disk; None where it lies elsewhere.
+
+    >>> local_folder("file:///tmp/a%20b"), local_folder("s3://bucket/a")
+    (PosixPath('/tmp/a b'), None)
+    """
+    parts = urllib.parse.urlsplit(location)
+    if parts.scheme == "file":
+        return Path(urllib.request.url2pathname(parts.path))
+    return None if parts.scheme else Path(location)
+
+
+def source_run(uri: str, *, tracking_uri: str | None = None) -> str | None:
+    """Id of the run that an address belongs to; None where it belongs to none, or to none that this store knows.
+
+    Args:
+        uri: `runs:/...` or `models:/...`; any other address belongs to no run.
+        tracking_uri: None takes MLflow's own default.
+    """
+    if not uri.startswith(("runs:/", "models:/")):
+        return None
+    client = connect(tracking_uri)
+    with _explained(client.tracking_uri):
+        try:
+            if uri.startswith("models:/"):
+                return _find_model(client, uri)[1]
+            return str(client.get_run(_split_run_uri(uri)[0]).info.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
+def resolve_run(run: str, *, tracking_uri: str | None = None) -> str:
+    """Id of the run that holds the audit that `run` means.
+
+    Args:
+        run: a run id, `runs:/ID`, or `models:/...`, which means its source run. Where that run holds no audit
+            itself, its child runs are searched: the newest audit counts, if all are of the same weights.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: no such run, no finished audit there, or several of different weights.
+    """
+    client = connect(tracking_uri)
+    run_id = source_run(run, tracking_uri=tracking_uri) if run.startswith(("runs:/", "models:/")) else run
+    if run_id is None:
+        raise TrackingError(f"{run!r} leads to no run in {client.tracking_uri}; give the id of the run with the audit")
+    with _explained(f"{client.tracking_uri}, while looking for run {run!r}"):
+        record = client.get_run(run_id)
+        if _holds_audit(record):
+            return str(record.info.run_id)
+        children = client.search_runs(
+            [record.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{record.info.run_id}'",
+            order_by=["attributes.start_time DESC"],
+        )
+    audits = [child for child in children if _holds_audit(child)]
+    audits = [audit for audit in audits if audit.data.tags.get("interpret.checkpoint_uri") == run] or audits
+    if not audits:
+        status = record.data.tags.get("interpret.status")
+        why = f" (its audit is marked {status!r})" if status else ""
+        raise TrackingError(f"run {run!r} holds no finished audit{why}; make one with `interpret audit`")
+    if len({audit.data.tags.get("interpret.state_sha256") for audit in audits}) > 1:
+        known = ", ".join(
+            f"{audit.info.run_id} ({audit.data.tags.get('interpret.checkpoint_uri')})" for audit in audits
+        )
+        raise TrackingError(f"run {run!r} has audits of several checkpoints; give the id of one of them: {known}")
+    return str(audits[0].info.run_id)
+
+
+def _holds_audit(run: Run) -> bool:
+    return run.data.tags.get("interpret.status") in FINISHED
+
+
+def run_name(run_id: str, *, tracking_uri: str | None = None) -> str:
+    """Name of a run, or the start of its id where it has none."""
+    client = connect(tracking_uri)
+    with _explained(client.tracking_uri):
+        return str(client.get_run(run_id).info.run_name or run_id[:8])
+
+
+def fetch_evidence(run: str | Path, destination: str | Path, *, tracking_uri: str | None = None) -> Path:
+    """The folder with the evidence of a run, downloaded into `destination`.
+
+    Args:
+        run: anything that :func:`resolve_run` takes; or a folder that holds a bundle, which is returned as it is.
+        destination: an empty or absent folder. Previews and reports are not downloaded: they can be made again.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: no such run or no finished audit there, or the destination holds something.
+    """
+    if Path(run).is_dir():
+        return Path(run)
+    destination = Path(destination)
+    if destination.exists() and any(destination.iterdir()):
+        raise TrackingError(f"{destination} is not empty; give a new or empty folder for the evidence")
+    run_id = resolve_run(str(run), tracking_uri=tracking_uri)
+    client = connect(tracking_uri)
+    destination.mkdir(parents=True, exist_ok=True)
+    with _explained(client.tracking_uri), tempfile.TemporaryDirectory(dir=destination, prefix=".part-") as part:
+        paths = [item.path for item in client.list_artifacts(run_id, BUNDLE) if not item.is_dir]
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            files = list(pool.map(lambda path: _download(client, run_id, path, Path(part)), paths))
+        for file in sorted(files, key=lambda file: file.name == "manifest.json"):  # last: it says that all is there
+            file.replace(destination / file.name)
+    return destination
+
+
+def _download(client: MlflowClient, run_id: str, path: str, folder: Path) -> Path:
+    """Download one artifact; what a server lists is not trusted to stay inside the folder."""
+    _check_inside(path)
+    file = Path(client.download_artifacts(run_id, path, str(folder)))
+    if not file.resolve().is_relative_to(folder.resolve()) or file.is_symlink():
+        raise TrackingError(f"artifact {path!r} of run {run_id} would be written outside {folder}; it was refused")
+    return file
+
+
+def _check_inside(path: str) -> None:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path:
+        raise TrackingError(f"artifact path {path!r} leads out of its folder; it was refused")
+
+
+def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | None = None) -> FetchedCheckpoint:
+    """The checkpoint that an address names, on this disk.
+
+    Args:
+        uri: a file; `runs:/ID/PATH`; `runs:/ID`, the run's newest checkpoint: of its logged models the one with the
+            highest step, else what MLflow's checkpoint callback called the latest, else the files below `checkpoints/`,
+            else below `model/`, else any weight file; `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/MODEL_ID`;
+            `mlflow-artifacts:/...`.
+        destination: folder for the download; a file is returned where it lies.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: the store does not hold it, or several files could be meant (the message lists them).
+    """
+    if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        return FetchedCheckpoint(Path(uri), uri, None)
+    client = connect(tracking_uri)
+    folder = Path(destination)
+    with _explained(f"{client.tracking_uri}, while fetching {uri!r}"):
+        run_id: str | None
+        root, path = uri, ""
+        if uri.startswith("runs:/"):
+            run_id, path = _split_run_uri(uri)
+            root, path = (f"runs:/{run_id}", path) if path else _newest_checkpoint(client, run_id)
+        elif uri.startswith("models:/"):
+            root, run_id = _find_model(client, uri)
+        else:
+            run_id = _run_in_path(client, uri)
+        if not path.endswith(WEIGHT_FILES):
+            files = list(_walk(client, root, path))
+            path = _choose(files, uri) if files else path  # nothing below it: the address is the file's own
+        _check_inside(path)
+        found = f"{root.rstrip('/')}/{path}" if path else root
+        folder.mkdir(parents=True, exist_ok=True)
+        file = mlflow.artifacts.download_artifacts(
+            artifact_uri=found, dst_path=str(folder), tracking_uri=client.tracking_uri
+        )
+    if not Path(file).resolve().is_relative_to(folder.resolve()):
+        raise TrackingError(f"{found!r} would be written outside {folder}; it was refused")
+    return FetchedCheckpoint(Path(file), found if root.startswith("runs:/") else uri, run_id)
+
+
+def _split_run_uri(uri: str) -> tuple[str, str]:
+    run_id, _, path = uri.removeprefix("runs:/").strip("/").partition("/")
+    if not run_id:
+        raise TrackingError(f"{uri!r} names no run; write runs:/RUN_ID or runs:/RUN_ID/PATH")
+    return run_id, path
+
+
+def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None]:
+    """Where a registered or logged model's files lie, and its source run."""
+    name = urllib.parse.unquote(uri.removeprefix("models:/").strip("/"))
+    if "/" not in name and "@" not in name:
+        model = client.get_logged_model(name)
+        return str(model.artifact_location), model.source_run_id
+    if "/" in name:
+        name, _, number = name.rpartition("/")
+        if not number.isdigit():
+            raise TrackingError(
+                f"{uri!r} has no version number or alias; write models:/{name}/3 or models:/{name}@best"
+            )
+        version = client.get_model_version(name, number)
+    else:
+        version = client.get_model_version_by_alias(*name.rsplit("@", 1))
+    location = client.get_model_version_download_uri(version.name, str(version.version))
+    return str(location), version.run_id or None
+
+
+def _newest_checkpoint(client: MlflowClient, run_id: str) -> tuple[str, str]:
+    """Root and path of the run's newest checkpoint; an empty path leaves the choice to what lies below the root."""
+    run, root = client.get_run(run_id), f"runs:/{run_id}"
+    models = run.outputs.model_outputs if run.outputs is not None else []
+    if models:
+        newest = max(models, key=lambda model: model.step or 0)
+        return str(client.get_logged_model(newest.model_id).artifact_location), ""
+    if latest := run.data.tags.get("mlflow.latest_checkpoint_artifact"):
+        return root, latest
+    for folder in ("checkpoints", "model", ""):
+        files = list(_walk(client, root, folder, skip=(BUNDLE, "images")))
+        if any(path.endswith(WEIGHT_FILES) for path in files):
+            return root, _choose(files, root)
+    raise TrackingError(f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts")
+
+
+def _walk(client: MlflowClient, root: str, path: str, skip: Collection[str] = ()) -> Iterator[str]:
+    """Paths, relative to the root, of all files below a path; none where the path itself is a file."""
+    address = f"{root.rstrip('/')}/{path}" if path else root
+    for item in mlflow.artifacts.list_artifacts(artifact_uri=address, tracking_uri=client.tracking_uri):
+        name = PurePosixPath(item.path).name  # some stores give paths relative to the root, some to the address
+        below = f"{path}/{name}" if path else name
+        _check_inside(below)
+        if not item.is_dir:
+            yield below
+        elif below not in skip:
+            yield from _walk(client, root, below)
+
+
+def _choose(files: Sequence[str], where: str) -> str:
+    """The one checkpoint among the files.
+
+    Files whose paths differ only in their numbers (epoch_9.pt, epoch_10.pt) are one series: its last is the newest.
+    """
+    weights = [path for path in files if path.endswith(WEIGHT_FILES)]
+    candidates = [path for path in weights if path.endswith(".safetensors")] or weights
+    if not candidates:
+        known = ", ".join(sorted(files)[:9])
+        raise TrackingError(f"{where!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}), only {known}")
+    if len({re.sub(r"\d+", "0", path) for path in candidates}) > 1:
+        raise TrackingError(f"{where!r} holds several checkpoints; name one of {', '.join(sorted(candidates)[:20])}")
+    return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)])
+
+
+def _run_in_path(client: MlflowClient, uri: str) -> str | None:
+    """The run whose artifact folder an `mlflow-artifacts:/EXPERIMENT/RUN/artifacts/...` address lies in."""
+    parts = PurePosixPath(urllib.parse.urlsplit(uri).path).parts
+    if "artifacts" not in parts[2:]:
+        return None
+    try:
+        return str(client.get_run(parts[parts.index("artifacts", 2) - 1]).info.run_id)
+    except MlflowException:  # a logged model's folder looks alike
+        return None
+
+
+def _scheme(uri: str) -> str:
+    return urllib.parse.urlsplit(uri).scheme
