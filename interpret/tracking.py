@@ -44,14 +44,6 @@ PREFLIGHT_SECONDS = 4
 TAG_LENGTH = 5000  # MLflow takes 5000 characters on the oldest servers and cuts silently at 8000 on the newest
 
 
-class MetricPoint(NamedTuple):
-    """One point of a metric's line."""
-
-    name: str
-    step: int
-    value: float
-
-
 class FetchedCheckpoint(NamedTuple):
     """A checkpoint on this disk, its address, and the run that made it (None where no run is known).
 
@@ -208,24 +200,25 @@ class AuditRun:
                     with Image.open(path) as image:
                         self._client.log_image(self.run_id, image, key=key, step=step)
 
-    def finish(self, status: str, metrics: Iterable[MetricPoint] = (), tags: Mapping[str, str] | None = None) -> None:
-        """Write metrics and tags, the status last of all.
+    def finish(self, status: str, metrics: Iterable[tuple[str, int, float]] = ()) -> None:
+        """Write the metrics, as (name, step, value), and last of all the status.
 
         Values that are not finite never become metrics: MLflow returns infinity as 1.797e308.
         """
         now = int(time.time() * 1000)
-        written = self._written_points()
+        written = set() if self._owned else self._written_points()
+        named = ((metric_name(name), step, float(value)) for name, step, value in metrics)
         points = [
-            Metric(name, float(value), now, step)
-            for name, step, value in ((metric_name(point.name), point.step, point.value) for point in metrics)
+            Metric(name, value, now, step)
+            for name, step, value in named
             if math.isfinite(value) and (name, step) not in written
         ]
-        last = {**(tags or {}), **self._table_tag(), "interpret.status": status}
+        last = {**self._table_tag(), "interpret.status": status}
         with self._reported():
-            chunks = [points[start : start + BATCH] for start in range(0, len(points), BATCH)] or [[]]
-            for chunk in chunks[:-1]:
-                self._client.log_batch(self.run_id, metrics=chunk)
-            self._client.log_batch(self.run_id, metrics=chunks[-1], tags=[RunTag(*tag) for tag in last.items()])
+            while len(points) > BATCH:
+                self._client.log_batch(self.run_id, metrics=points[:BATCH])
+                points = points[BATCH:]
+            self._client.log_batch(self.run_id, metrics=points, tags=[RunTag(*tag) for tag in last.items()])
             if self._owned:
                 self._client.set_terminated(self.run_id)
         self._finished = True
@@ -489,6 +482,7 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
             root, run_id = _find_model(client, uri)
         else:
             run_id = _run_in_path(client, uri)
+        in_run = uri.startswith("runs:/") and bool(path)
         if not path.endswith(WEIGHT_FILES):
             files = list(_walk(client, root, path))
             path = _choose(files, uri) if files else path  # nothing below it: the address is the file's own
@@ -500,7 +494,7 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
         )
     if not Path(file).resolve().is_relative_to(folder.resolve()):
         raise TrackingError(f"{found!r} would be written outside {folder}; it was refused")
-    return FetchedCheckpoint(Path(file), found if root.startswith("runs:/") else uri, run_id)
+    return FetchedCheckpoint(Path(file), f"runs:/{run_id}/{path}" if in_run else uri, run_id)
 
 
 def _split_run_uri(uri: str) -> tuple[str, str]:
@@ -531,7 +525,8 @@ def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None]:
 
 def _newest_checkpoint(client: MlflowClient, run_id: str) -> tuple[str, str]:
     """Root and path of the run's newest checkpoint; an empty path leaves the choice to what lies below the root."""
-    run, root = client.get_run(run_id), f"runs:/{run_id}"
+    run = client.get_run(run_id)
+    root = str(run.info.artifact_uri)
     models = run.outputs.model_outputs if run.outputs is not None else []
     if models:
         newest = max(models, key=lambda model: model.step or 0)
@@ -541,7 +536,7 @@ def _newest_checkpoint(client: MlflowClient, run_id: str) -> tuple[str, str]:
     for folder in ("checkpoints", "model", ""):
         files = list(_walk(client, root, folder, skip=(BUNDLE, "images")))
         if any(path.endswith(WEIGHT_FILES) for path in files):
-            return root, _choose(files, root)
+            return root, _choose(files, f"runs:/{run_id}")
     raise TrackingError(f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts")
 
 
