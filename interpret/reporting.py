@@ -1,0 +1,280 @@
+"""Evidence or a comparison to HTML and PDF: one view model, one set of section templates, two layouts.
+
+The HTML is one self-contained file that asks nobody for anything; MLflow shows it in a sandboxed frame. The PDF is made from the
+same view by WeasyPrint (see :mod:`interpret.printing`). Whatever comes from a run is escaped; the only markup that a template
+prints as it is are the drawings of :mod:`interpret.charts`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup, escape
+
+from interpret import printing, sections
+from interpret.errors import ReportError
+from interpret.evidence import Evidence, as_evidence, json_bytes
+from interpret.sections import Data, Figure, Run, Section, Subject
+
+if TYPE_CHECKING:
+    from interpret.comparison import Comparison
+
+FORMATS = ("html", "pdf")
+DETAILS = ("matters", "all")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """How a report is made.
+
+    Attributes:
+        title: heading of the report; by default the names of the runs.
+        detail: "matters" draws a chapter for each call that matters, "all" for every call.
+        templates: a folder that is searched for templates first: a house style.
+        compact: only verdict, identity, layer overview and predictions, for the small file beside a run.
+    """
+
+    title: str | None = None
+    detail: str = "matters"
+    templates: Path | None = None
+    compact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A section with its data and the (anchor, label) pairs that the contents list under it."""
+
+    section: Section
+    data: Data | None
+    outline: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The view model: all that a template sees."""
+
+    title: str
+    eyebrow: str
+    generator: str
+    created: str
+    digest: str
+    runs: tuple[Run, ...]
+    entries: tuple[Entry, ...]
+
+
+def write_report(
+    source: Evidence | Comparison | str | Path,
+    directory: str | Path,
+    formats: Sequence[str] = FORMATS,
+    options: ReportOptions | None = None,
+) -> Mapping[str, Path]:
+    """Write report.html and report.pdf, and comparison.json where several runs are compared.
+
+    The same evidence gives the same bytes.
+
+    Args:
+        source: one audit (or its folder), or a comparison.
+        directory: where to write; made where it does not exist.
+        formats: any of "html" and "pdf".
+        options: title, detail, templates.
+
+    Returns:
+        format to file; "json" for comparison.json.
+
+    Raises:
+        ReportError: an unknown format or detail, or a template that cannot be rendered.
+        EvidenceError: the folder holds no evidence.
+    """
+    options = options or ReportOptions()
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or isinstance(formats, str):
+        raise ReportError(f"report format {formats!r} is not known; give any of {', '.join(FORMATS)}, as a list")
+    subject = _subject(source, options)
+    report = build_report(subject, options)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Path] = {}
+
+    def write(name: str, path: str, content: bytes) -> None:
+        written[name] = directory / path
+        written[name].write_bytes(content)
+
+    if subject.comparison is not None:
+        write("json", "comparison.json", json_bytes(subject.comparison))
+    if "html" in formats:
+        write("html", "report.html", render_html(report, options).encode())
+    if "pdf" in formats:
+        write("pdf", "report.pdf", render_pdf(report, options, _attachments(subject)))
+    return written
+
+
+def build_report(subject: Subject, options: ReportOptions) -> Report:
+    """The view model of a report: every section with its data, pictures already encoded."""
+    chosen = [section for section in sections.SECTIONS if not options.compact or section.id in sections.COMPACT]
+    entries = []
+    for section in chosen:
+        data = section.build(subject)
+        entries.append(Entry(section, data, _outline(data)))
+    manifest = subject.reference.manifest
+    title = options.title or _title(subject)
+    kind = "Comparison" if subject.comparison is not None else "Audit"
+    images = int(manifest.inputs["count"])
+    return Report(
+        title=title,
+        eyebrow=f"{kind} of {manifest.model['name']} on {images} probe images · evidence {subject.reference.digest[:16]}",
+        generator=f"{manifest.tool['name']} {manifest.tool['version']}",
+        created=str(subject.reference.journal.get("created_utc", "")),
+        digest=", ".join(subject.evidence[label].digest[:16] for label in subject.labels),
+        runs=subject.runs,
+        entries=tuple(entries),
+    )
+
+
+def render_html(report: Report, options: ReportOptions | None = None) -> str:
+    """The report as one self-contained HTML page."""
+    environment = _environment(options or ReportOptions(), _data_uri)
+    style = Markup(_text(environment, "css/base.css") + _text(environment, "css/screen.css"))
+    script = Markup(_text(environment, "js/report.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; font-src data:; style-src '{_source_hash(style)}'; "
+        f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    return _render(
+        environment,
+        "report.html.jinja",
+        report=report,
+        layout="layout/screen.html.jinja",
+        style=style,
+        script=script,
+        policy=policy,
+        contents_pages=0,
+    )
+
+
+def render_pdf(
+    report: Report, options: ReportOptions | None = None, attachments: Mapping[str, bytes] | None = None
+) -> bytes:
+    """The report as a PDF with bookmarks, page numbers and contents; ``attachments`` are embedded by name.
+
+    Raises:
+        ReportError: WeasyPrint reported an error.
+    """
+    store = printing.Store()
+    environment = _environment(options or ReportOptions(), lambda figure: store.add(figure.content, figure.media_type))
+    style = Markup(store.font_faces() + _text(environment, "css/base.css") + _text(environment, "css/print.css"))
+    anchors = [entry.section.id for entry in report.entries]
+    anchors += [anchor for entry in report.entries for anchor, _ in entry.outline]
+
+    def body(contents_pages: int) -> str:
+        return _render(
+            environment,
+            "report.html.jinja",
+            report=report,
+            layout="layout/print.html.jinja",
+            style=style,
+            contents_pages=contents_pages,
+        )
+
+    def contents(pages: Mapping[str, int], first_page: int, total_pages: int) -> str:
+        return _render(
+            environment,
+            "layout/contents.html.jinja",
+            report=report,
+            style=style,
+            pages=pages,
+            first_page=first_page,
+            total_pages=total_pages,
+        )
+
+    return printing.print_joined(body, contents, anchors, store, attachments or {}, report.created)
+
+
+def _subject(source: Evidence | Comparison | str | Path, options: ReportOptions) -> Subject:
+    if options.detail not in DETAILS:
+        raise ReportError(f"report detail {options.detail!r} is not known; give one of {', '.join(DETAILS)}")
+    if isinstance(source, (str, Path)):
+        source = as_evidence(source)
+    return Subject.of(source, options.detail)
+
+
+def _title(subject: Subject) -> str:
+    reference, *others = subject.labels
+    if not others:
+        return reference
+    if len(others) > 3:
+        return f"{reference} against {len(others)} runs"
+    return f"{reference} against {', '.join(others[:-1])}{' and ' if others[:-1] else ''}{others[-1]}"
+
+
+def _outline(data: Data | None) -> tuple[tuple[str, str], ...]:
+    chapters = (data or {}).get("chapters", ())
+    return tuple((f"chapter-{chapter['layer'].id}", chapter["layer"].key) for chapter in chapters)
+
+
+def _attachments(subject: Subject) -> dict[str, bytes]:
+    """What the PDF carries: the comparison, and the manifests with the digest of every evidence file."""
+    attached = {"comparison.json": json_bytes(subject.comparison)} if subject.comparison is not None else {}
+    for number, label in enumerate(subject.labels):
+        name = "manifest.json" if len(subject.labels) == 1 else f"manifest-{number}.json"
+        attached[name] = (subject.evidence[label].folder / "manifest.json").read_bytes()
+    return attached
+
+
+def _templates_folder() -> Path:
+    """The package's templates: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(path for path in (package / "templates", package.parent / "templates") if path.is_dir())
+
+
+def _environment(options: ReportOptions, source: Callable[[Figure], str]) -> jinja2.Environment:
+    """Templates run in a sandbox, also the user's own: they see the view model and nothing behind it."""
+    if options.templates is not None and not Path(options.templates).is_dir():
+        raise ReportError(f"templates folder {str(options.templates)!r} does not exist")
+    folders = [str(folder) for folder in (options.templates, _templates_folder()) if folder is not None]
+    environment = ImmutableSandboxedEnvironment(
+        loader=jinja2.FileSystemLoader(folders),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
+    )
+    environment.filters.update(src=source, breakable=_breakable)
+    return environment
+
+
+def _render(environment: jinja2.Environment, template: str, **names: Any) -> str:
+    try:
+        return environment.get_template(template).render(**names)
+    except jinja2.TemplateError as error:
+        place = getattr(error, "name", None) or template
+        raise ReportError(f"template {place} cannot be rendered: {error}") from error
+
+
+def _text(environment: jinja2.Environment, path: str) -> str:
+    """A style sheet or script, as it is, from the first templates folder that has it."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, path)[0]
+
+
+def _breakable(text: object) -> Markup:
+    """Escaped text that may break after dots, underscores, slashes and hyphens: long layer names and paths."""
+    broken = str(escape(text))
+    for mark in "._/-":
+        broken = broken.replace(mark, f"{mark}<wbr>")
+    return Markup(broken)
+
+
+def _data_uri(figure: Figure) -> str:
+    return f"data:{figure.media_type};base64,{base64.b64encode(figure.content).decode()}"
+
+
+def _source_hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
