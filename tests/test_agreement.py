@@ -53,6 +53,18 @@ def test_of_equal_pixels_the_first_is_brighter():
     assert float(iou(ties, top)) == 1
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=24, max_size=24), st.lists(st.integers(0, 3), min_size=24, max_size=24))
+def test_bright_sets_are_those_of_a_stable_sort(first, second):
+    maps = np.array([first, second], float).reshape(2, 4, 6)
+    top = [set(np.argsort(-values.ravel(), kind="stable")[:5].tolist()) for values in maps]
+    value = float(iou(*maps))
+    if (maps > 0).sum((1, 2)).min() < 5:
+        assert np.isnan(value)
+    else:
+        assert value == pytest.approx(len(top[0] & top[1]) / len(top[0] | top[1]))
+
+
 def test_k_is_not_pushed_up_by_rounding():
     # 0.2 * 15 = 3.0000000000000004; with k = 3 the two sets are {0, 1, 2} and {1, 2, 3}
     first, second = np.zeros((2, 3, 5))
