@@ -218,7 +218,7 @@ class Measures:
         same_architecture: every call has a counterpart of its kind with tensors of the same shapes.
         activations, maps, predicted: "exact" (all images are common), "subset" (some are), "own-preprocessing" (the
             same pictures, prepared differently) or "no".
-        images: number of common images.
+        common: places of the common images in the reference, and in the other run.
         reasons: why something cannot be compared.
     """
 
@@ -229,11 +229,16 @@ class Measures:
     same_architecture: bool
     weights: bool
     activations: str
-    images: int
+    common: tuple[tuple[int, ...], tuple[int, ...]]
     maps: str
     predicted: str
     predictions: Predictions | None
     reasons: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """Number of common images."""
+        return len(self.common[0])
 
 
 class Run:
@@ -349,12 +354,45 @@ def measure(reference: Run, other: Run) -> Measures:
         same_architecture=same,
         weights=weights,
         activations=activations,
-        images=len(images[0]),
+        common=(tuple(images[0].tolist()), tuple(images[1].tolist())),
         maps=maps,
         predicted=predicted,
         predictions=predictions,
         reasons=tuple(reasons),
     )
+
+
+def mean_cka(runs: Sequence[Run], keys: Sequence[Sequence[str]]) -> list[list[float | None]]:
+    """Mean debiased CKA of every run with every other, over calls and images that all of them share.
+
+    Args:
+        runs: R runs.
+        keys: for each shared call its key in every run, shape (P, R).
+
+    Returns:
+        R x R numbers; None where fewer than four images, or no call, are shared.
+    """
+    digests = [run.evidence.manifest.inputs["tensor_sha256"] for run in runs]
+    shared = set.intersection(*({digest for digest in of_run if digest} for of_run in digests))
+    images = [
+        np.array([of_run.index(digest) for digest in digests[0] if digest in shared], np.intp) for of_run in digests
+    ]
+    total, count = np.zeros((len(runs), len(runs))), 0
+    if len(images[0]) >= similarity.MINIMUM_IMAGES and all(run.evidence.has("layers", "gram") for run in runs):
+        size = max(1, CHUNK_ENTRIES // len(images[0]) ** 2 // len(runs))
+        for start in range(0, len(keys), size):
+            chunk = keys[start : start + size]
+            vectors = []
+            for index, (run, chosen) in enumerate(zip(runs, images, strict=True)):
+                positions = np.array([run.evidence.call[row[index]].position for row in chunk])
+                vectors.append(similarity.cka_vectors(run.grams(positions, chosen, recentre=True)))
+            stacked = np.stack(vectors, 1)
+            matrices = stacked @ np.swapaxes(stacked, 1, 2)
+            computable = np.isfinite(matrices).all((1, 2))
+            total += matrices[computable].sum(0)
+            count += int(computable.sum())
+    mean = np.minimum(total / count, 1.0) if count else np.full_like(total, np.nan)
+    return [_numbers(row) for row in mean]
 
 
 # Which with which -----------------------------------------------------------------------------------------------------

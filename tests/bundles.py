@@ -35,11 +35,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
+from interpret.functional.statistics import count_sketch, histogram
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
 COLLECTORS = ("summary", "weights", "kernels", "activations", "statistics", "gram", "maps", "predictions")
-SKETCH = 1024
 
 
 # Weights and images ---------------------------------------------------------------------------------------------------
@@ -423,7 +423,6 @@ def _weights(
     weights: Weights, owner: Mapping[str, str], rename: Callable[[str], str]
 ) -> tuple[list[dict[str, Any]], dict[str, Array]]:
     entries, sketches, histograms, digests, norms, zeros = [], [], [], [], [], []
-    edges = np.concatenate([[-np.inf], np.sinh(np.linspace(-6, 6, 195)) / 20, [np.inf]])
     for name, array in weights.items():
         key = owner.get(name)
         values = array.astype(np.float64).ravel()
@@ -456,8 +455,8 @@ def _weights(
                 ),
             }
         )
-        sketches.append(_sketch(values))
-        histograms.append(np.histogram(finite, edges)[0])
+        sketches.append(count_sketch(values))
+        histograms.append(histogram(finite))
         digests += [int.from_bytes(hashlib.sha256(row.tobytes()).digest()[:8], "little") for row in filters]
         norms += list(norm)
         zeros += list((filters == 0).sum(1))
@@ -468,15 +467,6 @@ def _weights(
         "filter_norm": np.array(norms, np.float32),
         "filter_zeros": np.array(zeros, np.int64),
     }
-
-
-def _sketch(values: Array) -> Array:
-    """A count sketch; exact (the values themselves) up to 1024 entries."""
-    if values.size <= SKETCH:
-        return np.pad(values, (0, SKETCH - values.size))
-    rng = np.random.default_rng(values.size)
-    bucket, sign = rng.integers(0, SKETCH, values.size), rng.choice([-1.0, 1.0], values.size)
-    return np.bincount(bucket, sign * values, SKETCH)
 
 
 def _layers(records: Sequence[Record], weights: Weights, noise: float) -> dict[str, Array]:
