@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from interpret.errors import ImageError, did_you_mean
@@ -37,8 +37,8 @@ logger = logging.getLogger("interpret")
 class Preprocessing:
     """How a decoded picture becomes the network's input: resize, centre crop, scale to [0, 1], normalise.
 
-    Equal to torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images, to the bit. One entry in ``mean`` makes the picture grey
-    and the input (1, H, W). With ``transform`` the user's own code does all of it.
+    Equal to torchvision's Resize, CenterCrop, ToTensor and Normalize on PIL images, to the bit. One entry in ``mean``
+    makes the picture grey and the input (1, H, W). With ``transform`` the user's own code does all of it.
 
     Attributes:
         resize: length of the shorter side in pixels; None leaves the size.
@@ -81,10 +81,10 @@ class Preprocessing:
 
     @classmethod
     def from_weights(cls, transform: Callable[..., Any], name: str | None = None) -> Self:
-        """The preprocessing of torchvision's weights: their ``transforms()``, taken apart where it is a known preset."""
-        sizes = {key: list(getattr(transform, key, None) or [None]) for key in ("resize_size", "crop_size")}
-        interpolation = getattr(getattr(transform, "interpolation", None), "value", None)
+        """The preprocessing of torchvision's weights: their ``transforms()``, taken apart where it is a preset."""
         known = all(hasattr(transform, key) for key in ("resize_size", "mean", "std", "interpolation"))
+        sizes = {key: getattr(transform, key, None) or [None] for key in ("resize_size", "crop_size")}
+        interpolation = getattr(getattr(transform, "interpolation", None), "value", None)
         if not known or interpolation not in INTERPOLATIONS or any(len(size) != 1 for size in sizes.values()):
             return cls(source="weights", name=name or type(transform).__name__, transform=transform)
         return cls(
@@ -123,7 +123,7 @@ class Preprocessing:
         return tensor.to(torch.float32).div(255).sub(mean).div(std)
 
     def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """What the network sees, before normalisation: uint8 (H, W, 3). With a callable, its tensor from minimum to maximum."""
+        """What the network sees, uint8 (H, W, 3): before normalisation, or a callable's tensor made visible."""
         if self.transform is not None:
             return picture_of(self(image))
         return np.array(self._framed(image).convert("RGB"))
@@ -228,7 +228,7 @@ def find_images(path: str | Path) -> tuple[Path, ...]:
 
 
 def image_names(paths: Sequence[str | Path], root: str | Path | None = None) -> tuple[str, ...]:
-    """The names under which images are recorded: POSIX paths relative to the root, by default their common folder.
+    """The names under which images are recorded: POSIX paths relative to the root, else to their common folder.
 
     Bytes in a file name that are not UTF-8 are shown as the replacement character.
     """
@@ -241,7 +241,7 @@ def image_names(paths: Sequence[str | Path], root: str | Path | None = None) -> 
 def read_image(path: str | Path) -> Image.Image:
     """A decoded picture in RGB, upright, the first frame where there are several.
 
-    The EXIF orientation is applied. Transparent parts show white, as viewers draw them; 16-bit grey is scaled to 8 bits;
+    The EXIF orientation is applied. Transparent parts show white, as viewers draw them; 16-bit grey is scaled to 8;
     CMYK is converted. The size is read from the header and held against ``PIXEL_BUDGET`` before anything is unpacked.
 
     Raises:
@@ -253,17 +253,16 @@ def read_image(path: str | Path) -> Image.Image:
             with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > PIXEL_BUDGET:
-                    raise ImageError(
-                        f"{str(path)!r} is {width} x {height} pixels, over the limit of {PIXEL_BUDGET:,}; make it smaller"
-                    )
+                    size = f"{width} x {height} pixels"
+                    raise ImageError(f"{str(path)!r} has {size}, over the limit of {PIXEL_BUDGET:,}; make it smaller")
                 return _rgb(ImageOps.exif_transpose(file), path)
         except ImageError:
             raise
         except FileNotFoundError as error:
             raise ImageError(f"image {str(path)!r} does not exist") from error
         except Image.DecompressionBombError as error:
-            raise ImageError(f"{str(path)!r} is over the limit of {PIXEL_BUDGET:,} pixels; make it smaller") from error
-        except Image.UnidentifiedImageError as error:
+            raise ImageError(f"{str(path)!r}: {error}; make it smaller") from error
+        except UnidentifiedImageError as error:
             raise ImageError(
                 f"{str(path)!r} is no image that can be read ({', '.join(FORMATS)}); convert it or take it out"
             ) from error
@@ -314,7 +313,8 @@ def load_images(
             raise ImageError(f"{names[index]!r} has NaN or infinite values after preprocessing; check mean and std")
         if not tensors and not torch.equal(tensor, preprocessing(image)):
             raise ImageError(
-                f"{preprocessing.name!r} gives another tensor each time; use the transform of the evaluation, without augmentation"
+                f"{preprocessing.name!r} gives another tensor each time; "
+                "use the transform of the evaluation, without augmentation"
             )
         if tensors and tensor.shape != tensors[0].shape:
             first, other = tuple(tensors[0].shape), tuple(tensor.shape)
@@ -351,7 +351,7 @@ def probe_from_tensor(
     Args:
         tensor: shape (N, C, H, W), floating point, finite.
         names: by default image-000, image-001, ...
-        pictures: the first images for display, uint8 (D, H, W, 3); by default each tensor from its minimum to its maximum.
+        pictures: the first images for display, uint8 (D, H, W, 3); by default made from the tensors.
         labels: true class of each image, None where unknown.
         preprocessing: what to record of how the tensor was made.
         display_count: at most so many pictures are kept.
@@ -362,9 +362,7 @@ def probe_from_tensor(
     if tensor.ndim != 4 or 0 in tensor.shape:
         raise ImageError(f"images must have shape (N, C, H, W) and none of it empty, not {tuple(tensor.shape)}")
     if not tensor.is_floating_point():
-        raise ImageError(
-            f"images must be preprocessed to floating point, not {tensor.dtype}; scale and normalise them first"
-        )
+        raise ImageError(f"images must be floats, not {tensor.dtype}; scale and normalise them first")
     images = tensor.detach().to("cpu", torch.float32)
     if not torch.isfinite(images).all():
         broken = int((~torch.isfinite(images)).flatten(1).any(1).nonzero()[0])
@@ -441,7 +439,7 @@ def _rgb(image: Image.Image, path: str | Path) -> Image.Image:
 
 
 def _crop_start(size: int, crop: int) -> int:
-    """Where a centre crop begins; negative where padding comes first. Rounds as torchvision does: padding down, halves to even."""
+    """Where a centre crop begins, negative where padding comes first; rounds as torchvision does."""
     return -((crop - size) // 2) if size < crop else round((size - crop) / 2)
 
 
@@ -463,7 +461,8 @@ def labels_from_folders(
     """The class of each image by the first folder below the root that it lies in.
 
     Folders are matched to the class names where these are given (case, spaces and underscores do not matter) or are the
-    classes' numbers; without class names, the sorted folders are numbered from 0, as torchvision's ImageFolder does.
+    classes' numbers. Without class names, the sorted folders are numbered from 0, as torchvision's ImageFolder does:
+    right only where every class has a folder.
 
     Raises:
         ImageError: an image lies in no folder, or a folder matches no class.
@@ -486,8 +485,8 @@ def read_labels(
 ) -> tuple[int | None, ...]:
     """The class of each named image from a CSV file with the columns ``file`` and ``label``.
 
-    ``file`` is the image's name as recorded, or its last part where that is unique; ``label`` a number, a class name, or nothing where unknown.
-    Rows for other images are ignored with a warning in the log.
+    ``file`` is the image's name as recorded, or its last part where that is unique; ``label`` a number, a class name,
+    or nothing where unknown. Rows for other images are ignored with a warning in the log.
 
     Args:
         file: the CSV file, UTF-8.
