@@ -250,6 +250,7 @@ def read_image(path: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
         try:
+            Image.init()  # Pillow registers only a few formats by itself, and looks a listed one up without asking
             with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > PIXEL_BUDGET:
