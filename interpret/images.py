@@ -24,7 +24,7 @@ from interpret.errors import ImageError, did_you_mean
 from interpret.specs import failure, imported
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm", ".pbm")
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no others: some run programs to decode
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # no others: some run programs to decode
 PIXEL_BUDGET = 100_000_000  # what one picture may unpack to: 300 MB
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -250,7 +250,6 @@ def read_image(path: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
         try:
-            Image.init()  # Pillow registers only a few formats by itself, and looks a listed one up without asking
             with Image.open(path, formats=FORMATS) as file:
                 width, height = file.size
                 if width * height > PIXEL_BUDGET:
