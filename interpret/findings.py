@@ -277,7 +277,8 @@ def dead_units(run: Run) -> Iterator[Draft]:
             "info",
             most.call.key,
             f"Never above 0 on the {run.count} images: {_count(total, 'unit')} in "
-            f"{_count(len(silent), 'activation call')}, most in {most.call.key} ({most.dead_units} of {most.call.channels}).",
+            f"{_count(len(silent), 'activation call')}, most in {most.call.key} "
+            f"({most.dead_units} of {most.call.channels}).",
         )
 
 

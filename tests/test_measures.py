@@ -1,0 +1,539 @@
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from bundles import (
+    bundle,
+    changed_call,
+    forward,
+    int8,
+    network,
+    noisy,
+    permuted,
+    pooled,
+    probe,
+    redrawn,
+    scaled,
+    shifted,
+    zeroed_filters,
+)
+
+from interpret.functional import agreement, similarity
+from interpret.measures import Run, align, mean_cka, measure
+
+WEIGHTS = network()
+IMAGES = probe()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return Run(bundle(WEIGHTS))
+
+
+def against(reference, weights=WEIGHTS, **options):
+    return measure(reference, Run(bundle(weights, **options)))
+
+
+def calls(measures):
+    return {pair.key: pair for pair in measures.calls}
+
+
+def features(weights, key, images=IMAGES):
+    return pooled(next(record for record in forward(weights, images) if record.key == key).output)[0]
+
+
+# Which call with which
+
+
+def test_calls_pair_by_name():
+    first, second = bundle(WEIGHTS), bundle(int8(WEIGHTS))
+    assert all(a.key == b.key and how == "name" for a, b, how in align(first, second))
+
+
+def test_the_same_architecture_under_other_names_pairs_by_order(reference):
+    measures = against(reference, rename=lambda key: "fc" if key == "fc" else f"model.{key}")
+    assert measures.calls[0].other.key == "model.conv1"
+    assert [pair.aligned_by for pair in measures.calls] == ["order"] * 19 + ["name"]
+    assert {pair.weights for pair in measures.calls} == {"identical", "none"}
+    assert max(pair.divergence for pair in measures.calls) == 0
+    assert all(pair.maps["grad-cam"].pearson == pytest.approx(1) for pair in measures.calls if pair.maps)
+    assert measures.same_architecture
+
+
+def test_added_and_removed_calls_keep_their_place():
+    small, large = (
+        Run(bundle(WEIGHTS, drop_calls=("layer1.bn", "layer1.relu"))),
+        Run(bundle(WEIGHTS, drop_calls=("bn1",))),
+    )
+    measures = measure(small, large)
+    keys = [(pair.key, pair.presence) for pair in measures.calls][:6]
+    assert keys == [
+        ("conv1", "paired"),
+        ("bn1", "removed"),
+        ("relu", "paired"),
+        ("layer1.conv", "paired"),
+        ("layer1.bn", "added"),
+        ("layer1.relu", "added"),
+    ]
+    added = calls(measures)["layer1.bn"]
+    assert (added.reference, added.weights, added.weight_change, added.divergence) == (None, "reshaped", None, None)
+    assert not measures.same_architecture
+
+
+def test_a_call_added_before_the_first_comes_first():
+    measures = measure(Run(bundle(WEIGHTS, drop_calls=("conv1",))), Run(bundle(WEIGHTS)))
+    assert (measures.calls[0].key, measures.calls[0].presence) == ("conv1", "added")
+
+
+# Which image with which
+
+
+def test_the_same_images_in_another_order(reference):
+    order = np.random.default_rng(0).permutation(16)
+    measures = against(reference, images=IMAGES[order], displayed=16)
+    assert (measures.activations, measures.images, measures.maps) == ("exact", 16, "subset")
+    assert max(pair.divergence for pair in measures.calls) < 1e-6
+    assert min(pair.cka for pair in measures.calls) == pytest.approx(1, abs=1e-9)
+    assert measures.predictions.flips == ()
+    assert measures.predictions.logit_change == 0
+    assert not measures.reasons
+
+
+def test_a_subset_gives_what_an_audit_of_the_subset_gives(reference):
+    tampered, chosen = noisy(WEIGHTS, 0.2), [11, 3, 5, 14, 9, 2]
+    measures = against(reference, tampered, images=np.concatenate([IMAGES[chosen], probe(3, seed=7)]))
+    direct = measure(Run(bundle(WEIGHTS, images=IMAGES[chosen])), Run(bundle(tampered, images=IMAGES[chosen])))
+    assert (measures.activations, measures.images) == ("subset", 6)
+    assert measures.common == ((2, 3, 5, 9, 11, 14), (5, 1, 2, 4, 0, 3))
+    assert "only 6 images" in measures.reasons[0]
+    for pair, expected in zip(measures.calls, direct.calls, strict=True):
+        assert pair.cka == pytest.approx(expected.cka, abs=1e-5)
+        assert pair.gram_change == pytest.approx(expected.gram_change, rel=1e-3, abs=1e-5)
+        assert pair.mean_change is None
+        assert pair.divergence == pair.gram_change
+    assert measures.predictions.kl_mean == pytest.approx(direct.predictions.kl_mean, rel=1e-9)
+
+
+def test_images_that_occur_twice_are_matched_twice():
+    twice = np.concatenate([IMAGES[:5], IMAGES[:1]])
+    measures = measure(Run(bundle(WEIGHTS, images=twice)), Run(bundle(WEIGHTS, images=twice[::-1])))
+    assert (measures.activations, measures.common[1]) == ("exact", (0, 4, 3, 2, 1, 5))
+
+
+def test_pictures_prepared_in_another_way(reference):
+    sources = reference.evidence.manifest.inputs["source_sha256"]
+    measures = against(reference, images=IMAGES * np.float32(1.5), sources=sources)
+    assert measures.activations == "own-preprocessing"
+    assert "own way" in measures.reasons[0]
+    assert measures.calls[0].cka == pytest.approx(1, abs=1e-6)
+    assert measures.calls[0].gram_change == pytest.approx(1.25, rel=1e-5)  # 1.5^2 - 1
+    assert measures.calls[0].mean_change is not None
+    assert measures.maps == "no"
+
+
+def test_without_common_images_only_weights_compare(reference):
+    measures = against(reference, scaled(WEIGHTS, "fc.bias", 2), images=probe(16, seed=5))
+    assert (measures.activations, measures.maps, measures.predicted, measures.images) == ("no", "no", "no", 0)
+    assert measures.weights
+    assert measures.predictions is None
+    fc = calls(measures)["fc"]
+    assert (fc.divergence, fc.cka, fc.weights) == (None, None, "changed")
+
+
+def test_images_without_a_source_digest_never_match_by_source(reference):
+    def forget(content):
+        content["manifest"]["inputs"]["source_sha256"] = [None] * 16
+
+    assert against(reference, images=probe(16, seed=5), edit=forget).activations == "no"
+
+
+@pytest.mark.parametrize(("count", "computable"), [(2, False), (3, False), (4, True)])
+def test_cka_needs_four_images(count, computable):
+    images = IMAGES[:count]
+    measures = measure(Run(bundle(WEIGHTS, images=images)), Run(bundle(int8(WEIGHTS), images=images)))
+    assert all((pair.cka is not None) == computable for pair in measures.calls)
+    assert all(pair.divergence is not None for pair in measures.calls)
+    assert computable or f"not {count}" in measures.calls[0].reasons[0]
+
+
+# Weights
+
+
+def test_equal_values_change_by_exactly_zero(reference):
+    measures = against(reference)
+    for pair in measures.calls:
+        assert pair.weights == ("identical" if pair.call.tensors else "none")
+        assert pair.weight_change == (0 if pair.call.tensors else None)
+        assert {tensor.change for tensor in pair.tensors} <= {0.0}
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "layer2.conv.weight", "layer1.bn.running_var", "fc.bias"])
+def test_the_change_is_that_of_the_tensors(reference, name):
+    tampered = {**WEIGHTS, name: noisy(WEIGHTS, 0.05)[name]}
+    key, _, local = name.rpartition(".")
+    pair = calls(against(reference, tampered))[key]
+    expected = np.linalg.norm(tampered[name] - WEIGHTS[name]) / np.linalg.norm(WEIGHTS[name])
+    exact = WEIGHTS[name].size <= 1024  # the sketch of a small tensor is the tensor
+    assert pair.weight_change == pytest.approx(expected, rel=1e-5 if exact else 0.1)
+    assert {tensor.local_name for tensor in pair.tensors if tensor.change} == {local}
+    assert [other.key for other in against(reference, tampered).calls if other.weights == "changed"] == [key]
+
+
+def test_the_largest_tensor_speaks_for_the_call(reference):
+    tampered = scaled(scaled(WEIGHTS, "bn1.weight", 1.01), "bn1.running_var", 4)
+    assert calls(against(reference, tampered))["bn1"].weight_change == pytest.approx(3, rel=1e-5)
+
+
+def test_counters_do_not_count(reference):
+    tampered = {**WEIGHTS, "bn1.num_batches_tracked": np.array(7)}
+    pair = calls(against(reference, tampered))["bn1"]
+    counter = next(tensor for tensor in pair.tensors if tensor.local_name == "num_batches_tracked")
+    assert (pair.weights, pair.weight_change) == ("identical", 0)
+    assert (counter.status, counter.counted) == ("changed", False)
+
+
+def test_a_copy_in_another_type_with_the_same_values_is_identical(reference):
+    def as_half(content):
+        for tensor in content["tensors"]:
+            tensor |= {"dtype": "float16", "sha256": "0" * 64}
+
+    assert {pair.weights for pair in against(reference, edit=as_half).calls} == {"identical", "none"}
+
+
+def test_changed_and_zeroed_filters_are_named(reference):
+    changed = WEIGHTS["layer2.conv.weight"].copy()
+    changed[3, 0, 0, 0] += 1e-6
+    changed[7] = 0
+    tensor = calls(against(reference, {**WEIGHTS, "layer2.conv.weight": changed}))["layer2.conv"].tensors[0]
+    assert tensor.changed_filters == (3, 7)
+    assert tensor.zeroed_filters == (7,)
+
+
+def test_a_tensor_that_was_zero_changed_completely(reference):
+    zero = Run(bundle({**WEIGHTS, "fc.bias": np.zeros(10, np.float32)}))
+    assert calls(measure(zero, reference))["fc"].weight_change == 1
+
+
+def test_other_shapes_have_no_number(reference):
+    measures = against(reference, network(classes=7))
+    fc = calls(measures)["fc"]
+    assert (fc.weights, fc.weight_change) == ("reshaped", None)
+    assert fc.divergence is None
+    assert "no divergence: the outputs differ in shape" in fc.reasons
+    assert not measures.same_architecture
+    assert any("10 classes, the other run 7" in reason for reason in measures.reasons)
+
+
+def test_tensors_of_no_call_are_compared_too(reference):
+    def orphan(weights):
+        return Run(bundle({**weights, "aux.weight": np.full((2, 2), weights["fc.bias"][0])}))
+
+    same = measure(orphan(WEIGHTS), orphan(WEIGHTS))
+    other = measure(orphan(WEIGHTS), orphan(shifted(WEIGHTS, "fc.bias", 1, 0)))
+    assert [tensor.status for tensor in same.unused] == ["identical"]
+    assert [(tensor.name, tensor.status) for tensor in other.unused] == [("aux.weight", "changed")]
+
+
+def test_without_recorded_weights_nothing_is_said_of_them(reference):
+    measures = against(reference, int8(WEIGHTS), edit=lambda content: content.pop("weights"))
+    assert not measures.weights
+    assert {pair.weights for pair in measures.calls} == {"none"}
+    assert measures.reasons == ("weights were not recorded in the other run",)
+    assert measures.calls[0].divergence > 0
+
+
+# Representations
+
+
+@pytest.mark.parametrize("key", ["conv1", "layer2", "pool#1", "fc"])
+def test_cka_and_divergence_equal_those_of_the_features(reference, key):
+    tampered = noisy(WEIGHTS, 0.1)
+    first, second = similarity.gram(features(WEIGHTS, key)), similarity.gram(features(tampered, key))
+    pair = calls(against(reference, tampered))[key]
+    assert pair.cka == pytest.approx(float(similarity.linear_cka(first, second)), abs=1e-6)
+    assert pair.gram_change == pytest.approx(np.linalg.norm(first - second) / np.linalg.norm(first), rel=1e-4)
+    outputs = [next(r for r in forward(w, IMAGES) if r.key == key).output for w in (WEIGHTS, tampered)]
+    u, v = (np.moveaxis(output, 1, 0).reshape(output.shape[1], -1).mean(1) for output in outputs)
+    rms = np.sqrt((np.moveaxis(outputs[0], 1, 0).reshape(len(u), -1) ** 2).mean(1).sum())
+    assert pair.mean_change == pytest.approx(np.linalg.norm(u - v) / rms, rel=1e-3)
+    assert pair.divergence == max(pair.gram_change, pair.mean_change)
+
+
+TAMPERED = {
+    "bn running_var x4": ("layer2.bn", scaled(WEIGHTS, "layer2.bn.running_var", 4)),
+    "bn bias +0.5": ("layer2.bn", shifted(WEIGHTS, "layer2.bn.bias", 0.5)),
+    "bn bias +1 in one channel": ("layer1.bn", shifted(WEIGHTS, "layer1.bn.bias", 1, 4)),
+    "bn gamma x1.01": ("bn1", scaled(WEIGHTS, "bn1.weight", 1.01)),
+    "one conv entry +1 %": (
+        "layer3.conv",
+        shifted(WEIGHTS, "layer3.conv.weight", 0.01 * WEIGHTS["layer3.conv.weight"][2, 1, 1, 1], (2, 1, 1, 1)),
+    ),
+    "one filter zeroed": ("layer1.conv", zeroed_filters(WEIGHTS, "layer1.conv.weight", share=1 / 12)),
+    "kernel shuffled": ("layer2.conv", redrawn(WEIGHTS, "layer2.conv.weight")),
+}
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_the_first_divergence_is_the_tampered_call_and_nothing_before_moves(reference, case):
+    key, tampered = TAMPERED[case]
+    measures = against(reference, tampered)
+    place = [pair.key for pair in measures.calls].index(key)
+    assert all(pair.divergence == 0 for pair in measures.calls[:place])
+    assert measures.calls[place].diverges
+
+
+def test_reordered_channels_move_means_but_no_gram(reference):
+    measures = against(reference, permuted(WEIGHTS, block=2))
+    assert max(pair.gram_change for pair in measures.calls) < 1e-9
+    assert calls(measures)["layer2.conv"].mean_change > 0.1
+    assert measures.predictions.logit_change < 1e-7
+    assert measures.predictions.kl_max < 1e-12
+
+
+def test_the_larger_noise_floor_sets_the_threshold():
+    pair = measure(Run(bundle(WEIGHTS, noise=1e-9)), Run(bundle(WEIGHTS, noise=3e-6))).calls[0]
+    assert pair.noise_floor == 3e-6
+    assert pair.threshold == pytest.approx(3e-5)
+    assert measure(Run(bundle(WEIGHTS, noise=np.nan)), Run(bundle(WEIGHTS, noise=np.nan))).calls[0].threshold == 1e-6
+    assert measure(Run(bundle(WEIGHTS, noise=np.nan)), Run(bundle(WEIGHTS, noise=1e-5))).calls[0].noise_floor == 1e-5
+
+
+def test_a_call_that_is_not_finite_is_null_with_a_reason(reference):
+    def break_call(content):
+        content["layers"]["gram_scale"][3] = np.nan
+        content["layers"]["nonfinite"][3] = 7
+        content["layers"]["channel_mean"][8 * 3] = np.inf  # the first channel of that call
+
+    pair = against(reference, edit=break_call).calls[3]
+    assert (pair.gram_change, pair.mean_change, pair.divergence, pair.cka, pair.cka_p95) == (None,) * 5
+    assert pair.reasons == ("no Gram matrix in the run: values that are not finite",)
+    assert not pair.diverges
+
+
+def test_constant_calls():
+    silent = {**WEIGHTS, "layer1.bn.weight": np.zeros(12, np.float32), "layer1.bn.bias": np.full(12, 2, np.float32)}
+    both = calls(measure(Run(bundle(silent)), Run(bundle(silent))))["layer1.bn"]
+    assert (both.gram_change, both.mean_change, both.cka) == (0, 0, None)
+    assert both.reasons == ("no CKA: the output hardly differs from image to image",)
+    one = calls(measure(Run(bundle(silent)), Run(bundle(WEIGHTS))))["layer1.bn"]
+    assert one.gram_change == 1
+    assert one.diverges
+
+
+def test_other_pooling_is_not_compared_with_its_scale(reference):
+    def pool(content):
+        content["layers"]["pooling"][0] = 4
+
+    pair = against(reference, edit=pool).calls[0]
+    assert (pair.gram_change, pair.mean_change) == (None, None)
+    assert pair.cka == pytest.approx(1)
+    assert "no divergence: the outputs differ in shape" in pair.reasons
+
+
+def test_without_grams_the_means_remain(reference):
+    def forget(content):
+        for name in ("gram", "gram_scale", "pooling", "noise_gram", "noise_mean"):
+            del content["layers"][name]
+
+    pair = against(reference, edit=forget).calls[0]
+    assert (pair.cka, pair.gram_change) == (None, None)
+    assert "no Gram matrix in the run: not recorded" in pair.reasons
+
+
+def test_without_layers_nothing_fails(reference):
+    measures = against(reference, edit=lambda content: content.pop("layers"))
+    assert {(pair.divergence, pair.cka, pair.other_health.dead_units) for pair in measures.calls} == {
+        (None, None, None)
+    }
+
+
+def test_chunks_change_nothing(reference, monkeypatch):
+    tampered = Run(bundle(noisy(WEIGHTS, 0.1)))
+    whole = measure(reference, tampered)
+    monkeypatch.setattr("interpret.measures.CHUNK_ENTRIES", 3 * 16 * 16)
+    parts = measure(reference, tampered)
+    assert [pair.cka for pair in parts.calls] == [pair.cka for pair in whole.calls]
+    assert [pair.gram_change for pair in parts.calls] == [pair.gram_change for pair in whole.calls]
+
+
+# Maps
+
+
+def test_maps_of_the_same_targets_and_their_controls(reference):
+    tampered = noisy(WEIGHTS, 0.1)
+    targets = reference.array("maps", "targets")
+    other = Run(bundle(tampered, targets=targets))
+    measures = measure(reference, other)
+    assert measures.maps == "exact"
+    found = calls(measures)["layer2.conv"].maps["layer-cam"]
+    first, second = (run.array("maps", "layer-cam/layer2.conv")[:, 0] for run in (reference, other))
+    n = range(len(first))
+    assert found.images == 4
+    assert found.pearson == pytest.approx(np.mean([np.corrcoef(first[i].ravel(), second[i].ravel())[0, 1] for i in n]))
+    assert found.iou20 == pytest.approx(np.mean([float(agreement.iou(first[i], second[i])) for i in n]))
+    assert found.centre_shift == pytest.approx(np.mean([float(agreement.centre_shift(first[i], second[i])) for i in n]))
+    pairs = [(i, j) for i in n for j in n if i < j]
+    correlations = [np.corrcoef(first[i].ravel(), first[j].ravel())[0, 1] for i, j in pairs]
+    assert found.null_other_image == pytest.approx(np.mean(correlations))
+    gaussian = agreement.centred_gaussian(8, 8).ravel()
+    assert found.null_gaussian == pytest.approx(np.mean([np.corrcoef(first[i].ravel(), gaussian)[0, 1] for i in n]))
+
+
+def test_maps_compare_only_for_the_same_target(reference):
+    targets = reference.array("maps", "targets").copy()
+    targets[1:] = (targets[1:] + 1) % 10
+    measures = against(reference, targets=targets)
+    found = calls(measures)["conv1"].maps["grad-cam"]
+    assert (measures.maps, found.images, found.null_other_image) == ("subset", 1, None)
+    assert found.pearson == pytest.approx(1)
+
+
+def test_a_target_is_found_wherever_it_stands(reference):
+    targets = reference.array("maps", "targets")
+    measures = against(reference, targets=np.concatenate([(targets + 3) % 10, targets], 1))
+    found = calls(measures)["conv1"].maps["grad-cam"]
+    assert (measures.maps, found.images) == ("subset", 4)
+    assert found.pearson == pytest.approx(1)
+
+
+@pytest.mark.parametrize("offset", [1, None], ids=["other classes", "callable targets"])
+def test_other_targets_give_null_with_the_reason(reference, offset):
+    targets = reference.array("maps", "targets")
+    targets = np.full_like(targets, -1) if offset is None else (targets + offset) % 10
+    measures = against(reference, targets=targets)
+    found = calls(measures)["conv1"].maps["grad-cam"]
+    assert measures.maps == "no"
+    assert (found.pearson, found.iou20, found.null_gaussian) == (None, None, None)
+    assert found.reason == "no displayed image is explained for the same class in both runs"
+    assert any("targets of the reference" in reason for reason in measures.reasons)
+
+
+def test_empty_maps_are_counted(reference):
+    def blank(content):
+        content["maps"]["grad-cam/conv1"][0] = 0
+        content["maps"]["layer-cam/conv1"][:] = 0
+
+    found = calls(against(reference, edit=blank))["conv1"].maps
+    assert (found["grad-cam"].images, found["grad-cam"].empty) == (4, 1)
+    assert found["grad-cam"].pearson == pytest.approx(1)
+    assert (found["layer-cam"].pearson, found["layer-cam"].empty) == (None, 4)
+    assert found["layer-cam"].reason == "the maps are empty or constant"
+
+
+def test_maps_of_other_sizes(reference):
+    def shrink(content):
+        content["maps"]["grad-cam/conv1"] = content["maps"]["grad-cam/conv1"][..., ::2, ::2]
+
+    found = calls(against(reference, edit=shrink))["conv1"].maps["grad-cam"]
+    assert (found.pearson, found.reason) == (None, "the maps differ in size")
+
+
+def test_methods_that_only_one_run_has(reference):
+    measures = against(reference, methods=("grad-cam", "eigen-cam"))
+    assert list(calls(measures)["conv1"].maps) == ["grad-cam"]
+    nothing = against(reference, methods=())
+    assert nothing.maps == "no"
+    assert any("no call has maps" in reason for reason in nothing.reasons)
+
+
+# Predictions
+
+
+def test_predictions_by_hand():
+    logits = np.zeros((2, 4, 3), np.float32)
+    logits[0, range(4), [0, 1, 2, 0]] = 2
+    logits[1, range(4), [0, 1, 1, 1]] = 2
+    images, labels = IMAGES[:4], [0, 1, 2, 1]
+
+    def run(index):
+        def put(content):
+            content["predictions"]["logits"] = logits[index]
+            content["manifest"]["model"]["class_names"] = None
+
+        return Run(bundle(WEIGHTS, images=images, labels=labels, edit=put))
+
+    found = measure(run(0), run(1)).predictions
+    assert (found.images, found.top1_agreement, found.churn, found.labelled) == (4, 0.5, 0.5, 4)
+    assert (found.reference_accuracy, found.accuracy) == (0.75, 0.75)
+    assert (found.negative_flips, found.positive_flips) == (1, 1)
+    p = np.exp(2) / (np.exp(2) + 2)
+    kl = 2 * (p - (1 - p) / 2)  # the log-ratio is 2 for the one class and -2 for the other
+    assert found.kl_mean == pytest.approx(kl / 2)
+    assert found.kl_max == pytest.approx(kl)
+    assert found.top5_overlap == 1
+    assert found.logit_change == pytest.approx(1)  # 16 / 16 under the root
+    assert found.churn_interval == agreement.wilson_interval(2, 4)
+    assert [(flip.name, flip.label, flip.reference_class, flip.other_class) for flip in found.flips] == [
+        ("image_02.png", 2, 2, 1),
+        ("image_03.png", 1, 0, 1),
+    ]
+
+
+def test_without_labels_there_are_no_flips(reference):
+    found = against(reference, noisy(WEIGHTS, 0.3)).predictions
+    assert (found.labelled, found.negative_flips, found.positive_flips, found.accuracy) == (0, None, None, None)
+    assert {flip.label for flip in found.flips} == {None}
+
+
+def test_labels_of_either_run_count(reference):
+    assert against(reference, labels=[1] * 16).predictions.labelled == 16
+
+
+def spoil(content):
+    content["predictions"]["logits"][2, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"class_names": [f"other {i}" for i in range(10)]}, "the class names differ"),
+        ({"edit": spoil}, "1 of 16 images are not finite"),
+        ({"edit": lambda content: content.pop("predictions")}, "not recorded in the other run"),
+        (
+            {"edit": lambda content: content["predictions"].update(logits=np.zeros((16, 2, 2), np.float32))},
+            r"no vector of classes: shape \(16, 2, 2\)",
+        ),
+    ],
+)
+def test_predictions_that_do_not_compare(reference, options, reason):
+    measures = against(reference, **options)
+    assert (measures.predictions, measures.predicted) == (None, "no")
+    assert re.search(reason, " ".join(measures.reasons))
+
+
+# One run, several runs
+
+
+def test_health_reads_every_statistic(reference):
+    health = {row.call.key: row for row in reference.health}
+    bn, relu = health["bn1"], health["relu"]
+    assert bn.batchnorm_log_variance == pytest.approx(reference.array("layers", "batchnorm_log_variance")[1])
+    assert relu.batchnorm_z_median is None
+    assert relu.saturated_share is None
+    assert isinstance(relu.dead_units, int)
+    gram = similarity.gram(features(WEIGHTS, "bn1"))
+    assert bn.leverage == pytest.approx(float(similarity.leverage(gram)), rel=1e-5)
+    assert bn.noise_floor == 1e-8
+    json.dumps([dataclasses.asdict(row) for row in reference.health], allow_nan=False)
+
+
+def test_mean_cka_of_several_runs(reference):
+    runs = [reference, Run(bundle(noisy(WEIGHTS, 0.3))), Run(bundle(noisy(WEIGHTS, 0.3, seed=1), images=IMAGES[::-1]))]
+    keys = [[call.key] * 3 for call in reference.calls]
+    matrix = mean_cka(runs, keys)
+    expected = np.mean([pair.cka for pair in measure(runs[0], runs[1]).calls])
+    assert matrix[0][1] == pytest.approx(expected, abs=1e-6)
+    assert matrix[1][2] == pytest.approx(np.mean([pair.cka for pair in measure(runs[1], runs[2]).calls]), abs=1e-6)
+    assert matrix[2][1] == pytest.approx(matrix[1][2])
+    assert [matrix[i][i] for i in range(3)] == pytest.approx([1, 1, 1])
+    assert mean_cka([reference, Run(bundle(WEIGHTS, images=probe(5, seed=3)))], keys) == [[None, None], [None, None]]
+
+
+def test_calls_of_another_kind_are_another_architecture(reference):
+    def swap(content):
+        calls = content["manifest"]["calls"]
+        calls[2] = changed_call(calls[2], kind="other", type="Identity")
+
+    assert not against(reference, edit=swap).same_architecture
