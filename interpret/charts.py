@@ -73,11 +73,12 @@ def curves(
     *,
     runs: Sequence[int],
     logarithmic: bool = False,
+    joined: bool = True,
     stages: Sequence[int] = (),
     width: int = 680,
     height: int = 150,
 ) -> Chart:
-    """Values over the depth of the network, a line per run.
+    """Values over the depth of the network, a line (or stems) per run.
 
     On a logarithmic axis zeros and negative values lie on the base line, which is marked 0.
 
@@ -86,6 +87,7 @@ def curves(
         label: what is drawn.
         runs: the number of each series' run, which decides its colour and marker.
         logarithmic: whether the vertical axis is logarithmic.
+        joined: False draws a stem for each value that is not 0: for what calls have each for itself.
         stages: positions after which a thin line separates the stages of the network.
         width: in CSS pixels.
         height: in CSS pixels.
@@ -112,18 +114,20 @@ def curves(
     body.extend(_text(x(position), height - 6, str(position), "middle") for position in _round_positions(count))
     for run, values in zip(runs, series, strict=True):
         path: list[str] = []
+        marks: list[str] = []
         pen = "M"
         for position, value in enumerate(values):
-            if _known(value):
-                path.append(f"{pen}{_n(x(position))} {_n(y(value))}")
-            pen = "L" if _known(value) else "M"
-        body.append(_line(f"run-line-{run % len(RUN_COLOURS)}", _colour(run), "".join(path), 1.25))
-        marks = "".join(
-            _marker(run, x(position), y(value), 2.2)
-            for position, value in enumerate(values)
-            if _known(value) and (across >= 9 or _is_marked(values, position))
-        )
-        body.append(f'<path class="run-fill-{run % len(RUN_COLOURS)}" fill="{_colour(run)}" d="{marks}"/>')
+            if not _known(value) or (value == 0 and not joined):
+                pen = "M"
+                continue
+            place = f"{_n(x(position))} {_n(y(value))}"
+            path.append(f"{pen}{place}" if joined else f"M{_n(x(position))} {height - bottom}L{place}")
+            pen = "L"
+            if not joined or across >= 9 or _is_marked(values, position):
+                marks.append(_marker(run, x(position), y(value), 2.2))
+        pen_width = 1.25 if joined else 0.6
+        body.append(_line(f"run-line-{run % len(RUN_COLOURS)}", _colour(run), "".join(path), pen_width))
+        body.append(f'<path class="run-fill-{run % len(RUN_COLOURS)}" fill="{_colour(run)}" d="{"".join(marks)}"/>')
     return Chart(width, height, "".join(body), label)
 
 

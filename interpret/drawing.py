@@ -170,11 +170,11 @@ def overlay(image: Any, heatmap: Any) -> Image.Image:
 def heatmap(maps: Any, size: tuple[int, int], shared: bool = False) -> NDArray[np.float32]:
     """Raw class activation maps as heatmaps in [0, 1] at the size of the photo.
 
-    Clamp at 0; (z - min) / (max - min) per map, all zeros where max = min; bilinear up-sampling
-    (align_corners=False); the same scaling again.
+    Clamp at 0; (z - min) / (max - min) per map, all zeros where max = min; bilinear up-sampling (align_corners=False);
+    the same scaling again.
 
     Args:
-        maps: shape (..., h, w).
+        maps: shape (..., h, w); where the scale is shared, also a sequence of arrays that differ in (h, w).
         size: (H, W) of the result.
         shared: one minimum and maximum over the first axis too: maps of several runs on one scale, so that a weaker
             map looks weaker.
@@ -182,10 +182,11 @@ def heatmap(maps: Any, size: tuple[int, int], shared: bool = False) -> NDArray[n
     Returns:
         float32, shape (..., H, W).
     """
-    values = np.maximum(np.nan_to_num(_floats(maps).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0)
-    axes = (0, -2, -1) if shared else (-2, -1)
-    enlarged = _resize(_unit(values, axes), size)
-    return _unit(enlarged, axes).astype(np.float32)
+    if shared:  # up-sampling is linear, so scaling once, behind it, is the same
+        enlarged = np.stack([_resize(_clamped(run), size) for run in maps])
+        return _unit(enlarged, (0, -2, -1)).astype(np.float32)
+    enlarged = _resize(_unit(_clamped(maps), (-2, -1)), size)
+    return _unit(enlarged, (-2, -1)).astype(np.float32)
 
 
 def value_range(arrays: Sequence[Floats], percentile: float = CLIP_PERCENTILE) -> tuple[float, float]:
@@ -367,6 +368,10 @@ def _indexed_overlays(images: Bytes, maps: Floats, side: int = 80, colours: int 
     palette = np.round(MAP_OPACITY * ramp + (1 - MAP_OPACITY) * gray).astype(np.uint8).reshape(-1, 3)
     tiles = level.astype(np.uint8).reshape(-1, *photos.shape[1:])
     return Picture(tile(tiles, len(images), gutter=2), palette)
+
+
+def _clamped(maps: Any) -> Floats:
+    return np.maximum(np.nan_to_num(_floats(maps).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0), 0)
 
 
 def _full_palette(palette: Bytes) -> Bytes:

@@ -1,31 +1,29 @@
 """HTML to PDF through WeasyPrint: pictures and fonts from memory, contents with page numbers, no error passed over.
 
-Contents by ``target-counter`` cost more than three times the layout. So the body is laid out once with empty pages where the contents
-will stand, the contents are laid out alone with the page numbers then known, and their pages take the empty pages' places.
+Contents by ``target-counter`` cost more than three times the layout. So the body is laid out once with empty pages
+where the contents
+will stand, the contents are laid out alone with the page numbers then known, and their pages take the empty pages'
+places.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.util
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from interpret.errors import ReportError
+from interpret.fonts import report_fonts
 
 SCHEME = "evidence:"
 VARIANT = "pdf/a-3a"
 PIXEL_LIMIT = 16_000_000
-# The private class whose PNG pass-through we extend was read in these major versions; others get WeasyPrint's own, slower way.
+# The private class whose PNG pass-through we extend was read in these major versions; others get WeasyPrint's own,
+# slower way.
 PASS_THROUGH_VERSIONS = range(66, 71)
-FONTS = (
-    ("Inter", "fontpkg_inter", "files/Inter[opsz,wght].ttf", "100 900"),
-    ("DejaVu Sans Mono", "matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf", "400"),
-)
 
 
 class Store:
@@ -41,16 +39,13 @@ class Store:
         return url
 
     def font_faces(self) -> str:
-        """``@font-face`` rules of the fonts that installed packages carry, loaded by path so that no machine's own font matters."""
+        """``@font-face`` rules of the report's fonts, which are kept too."""
         rules = []
-        for family, package, path, weight in FONTS:
-            specification = importlib.util.find_spec(package)  # finds the file without importing the package
-            if specification is None or specification.origin is None:
-                continue
-            file = Path(specification.origin).parent / path
-            if file.is_file():
-                url = self.add(file.read_bytes(), "font/ttf")
-                rules.append(f'@font-face {{ font-family: "{family}"; font-weight: {weight}; src: url("{url}"); }}')
+        for font in report_fonts():
+            url = self.add(font.path.read_bytes(), "font/ttf")
+            rules.append(
+                f'@font-face {{ font-family: "{font.family}"; font-weight: {font.weights}; src: url("{url}"); }}'
+            )
         return "\n".join(rules) + "\n"
 
 
@@ -65,8 +60,9 @@ def print_joined(
     """The PDF of a body and of the contents that list its anchors.
 
     Args:
-        body: makes the body's HTML for a number of contents pages; it holds an element ``contents-page-N`` on a page of its own for each.
-        contents: makes the contents' HTML from page numbers, the number of pages before it and the number of all pages.
+        body: makes the body's HTML for a number of contents pages; it holds an element ``contents-page-N`` on a page
+            of its own for each.
+        contents: makes the contents' HTML from page numbers, the number of its first page and the number of all pages.
         anchors: ids that the contents list.
         store: pictures and fonts.
         attachments: name to content of the files to embed.
@@ -80,7 +76,7 @@ def print_joined(
 
     fetcher, fonts = _fetcher(store), FontConfiguration()
     cache: dict[str, Any] = {}
-    with _errors_raised():
+    with _ErrorsRaised():
 
         def lay_out(markup: str) -> weasyprint.Document:
             _pass_through(store, cache)
@@ -92,7 +88,7 @@ def print_joined(
         document = lay_out(body(len(draft.pages)))
         numbers = {anchor: page for page, place in enumerate(document.pages, 1) for anchor in place.anchors}
         first = numbers["contents-page-0"] - 1
-        listed = lay_out(contents({anchor: numbers[anchor] for anchor in anchors}, first, len(document.pages)))
+        listed = lay_out(contents({anchor: numbers[anchor] for anchor in anchors}, first + 1, len(document.pages)))
         if len(listed.pages) != len(draft.pages):
             raise ReportError(f"the contents need {len(listed.pages)} pages, but {len(draft.pages)} were kept for them")
         pages = [*document.pages[:first], *listed.pages, *document.pages[first + len(listed.pages) :]]
@@ -126,8 +122,8 @@ def _fetcher(store: Store) -> Any:
     return StoreFetcher(allow_redirects=False)
 
 
-class _errors_raised:
-    """Turns WeasyPrint's error log, and its refusal to fetch, into a ReportError; a picture must never vanish silently."""
+class _ErrorsRaised:
+    """Turns WeasyPrint's error log, and its refusal to fetch, into a ReportError: no picture vanishes silently."""
 
     def __init__(self) -> None:
         self._records: list[str] = []
@@ -149,7 +145,8 @@ class _errors_raised:
 def _pass_through(store: Store, cache: dict[str, Any]) -> None:
     """Put palette PNGs into WeasyPrint's image cache as objects that hand their compressed rows to the PDF unchanged.
 
-    WeasyPrint expands a palette to RGB and compresses it again, twice: 15 times the cost and twice the size, for the same pixels. PDF
+    WeasyPrint expands a palette to RGB and compresses it again, twice: 15 times the cost and twice the size, for the
+    same pixels. PDF
     knows indexed colours and the PNG predictor, so nothing needs to be decoded.
     """
     import weasyprint
@@ -205,7 +202,7 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
 
 
 def _date(created: str) -> datetime.datetime:
-    """The audit's date; the start of 1980 (as in the bundle's archives) where it is unknown. Never the clock: renders must be equal."""
+    """The audit's date, or the start of 1980 as in the bundle's archives. Never the clock: renders must be equal."""
     try:
         return datetime.datetime.fromisoformat(created)
     except ValueError:

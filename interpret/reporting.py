@@ -1,7 +1,9 @@
 """Evidence or a comparison to HTML and PDF: one view model, one set of section templates, two layouts.
 
-The HTML is one self-contained file that asks nobody for anything; MLflow shows it in a sandboxed frame. The PDF is made from the
-same view by WeasyPrint (see :mod:`interpret.printing`). Whatever comes from a run is escaped; the only markup that a template
+The HTML is one self-contained file that asks nobody for anything; MLflow shows it in a sandboxed frame. The PDF is
+made from the
+same view by WeasyPrint (see :mod:`interpret.printing`). Whatever comes from a run is escaped; the only markup that a
+template
 prints as it is are the drawings of :mod:`interpret.charts`.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +24,18 @@ from markupsafe import Markup, escape
 from interpret import printing, sections
 from interpret.errors import ReportError
 from interpret.evidence import Evidence, as_evidence, json_bytes
-from interpret.sections import Data, Figure, Run, Section, Subject
+from interpret.fonts import text_font
+from interpret.sections import Data, Section
+from interpret.sections.figures import Figure
+from interpret.sections.subject import Run, Subject
 
 if TYPE_CHECKING:
     from interpret.comparison import Comparison
 
+_TAG = re.compile(r"<(style|script).*?</\1>|<[^>]*>", re.DOTALL)
 FORMATS = ("html", "pdf")
 DETAILS = ("matters", "all")
+BREAKABLE_LENGTH = 24  # shorter names never need a break, and every <wbr> costs layout time
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +134,10 @@ def build_report(subject: Subject, options: ReportOptions) -> Report:
     title = options.title or _title(subject)
     kind = "Comparison" if subject.comparison is not None else "Audit"
     images = int(manifest.inputs["count"])
+    subtitle = f"{kind} of {manifest.model['name']} on {images} probe images"
     return Report(
         title=title,
-        eyebrow=f"{kind} of {manifest.model['name']} on {images} probe images · evidence {subject.reference.digest[:16]}",
+        eyebrow=f"{subtitle} · evidence {subject.reference.digest[:16]}",
         generator=f"{manifest.tool['name']} {manifest.tool['version']}",
         created=str(subject.reference.journal.get("created_utc", "")),
         digest=", ".join(subject.evidence[label].digest[:16] for label in subject.labels),
@@ -142,20 +151,22 @@ def render_html(report: Report, options: ReportOptions | None = None) -> str:
     environment = _environment(options or ReportOptions(), _data_uri)
     style = Markup(_text(environment, "css/base.css") + _text(environment, "css/screen.css"))
     script = Markup(_text(environment, "js/report.js"))
-    policy = (
-        f"default-src 'none'; img-src data:; font-src data:; style-src '{_source_hash(style)}'; "
-        f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
-    )
-    return _render(
-        environment,
-        "report.html.jinja",
-        report=report,
-        layout="layout/screen.html.jinja",
-        style=style,
-        script=script,
-        policy=policy,
-        contents_pages=0,
-    )
+
+    def page(font_face: str) -> str:
+        rules = Markup(font_face) + style
+        policy = (
+            f"default-src 'none'; img-src data:; font-src data:; style-src '{_source_hash(rules)}'; "
+            f"script-src '{_source_hash(script)}'; base-uri 'none'; form-action 'none'"
+        )
+        names = {"report": report, "layout": "layout/screen.html.jinja", "contents_pages": 0}
+        return _render(environment, "report.html.jinja", **names, style=rules, script=script, policy=policy)
+
+    draft = page("")
+    font = text_font("".join(sorted(set(_TAG.sub("", draft)))))
+    if font is None:
+        return draft
+    url = f"data:font/woff2;base64,{base64.b64encode(font).decode()}"
+    return page(f'@font-face {{ font-family: Inter; font-weight: 400 700; src: url("{url}") format("woff2"); }}\n')
 
 
 def render_pdf(
@@ -265,10 +276,11 @@ def _text(environment: jinja2.Environment, path: str) -> str:
 
 
 def _breakable(text: object) -> Markup:
-    """Escaped text that may break after dots, underscores, slashes and hyphens: long layer names and paths."""
+    """Escaped text that may break after dots, underscores, slashes and hyphens where it is long: layer names, paths."""
     broken = str(escape(text))
-    for mark in "._/-":
-        broken = broken.replace(mark, f"{mark}<wbr>")
+    if len(broken) > BREAKABLE_LENGTH:
+        for mark in "._/-":
+            broken = broken.replace(mark, f"{mark}<wbr>")
     return Markup(broken)
 
 

@@ -1,0 +1,66 @@
+"""The report's fonts, from installed packages: a machine's own fonts change nothing."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+TEXT_FEATURES = ("kern", "ccmp", "locl", "mark", "tnum", "cv05")
+
+
+@dataclass(frozen=True, slots=True)
+class Font:
+    """A font file that an installed package carries."""
+
+    family: str
+    weights: str
+    path: Path
+
+
+def report_fonts() -> tuple[Font, ...]:
+    """Inter for text and DejaVu Sans Mono for digests and commands; those that are installed."""
+    known = (
+        ("Inter", "100 900", "fontpkg_inter", "files/Inter[opsz,wght].ttf"),
+        ("DejaVu Sans Mono", "400", "matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf"),
+    )
+    found = []
+    for family, weights, package, path in known:
+        specification = importlib.util.find_spec(package)  # looks for the package without importing it
+        if specification is not None and specification.origin is not None:
+            file = Path(specification.origin).parent / path
+            if file.is_file():
+                found.append(Font(family, weights, file))
+    return tuple(found)
+
+
+@functools.cache
+def text_font(characters: str) -> bytes | None:
+    """Inter cut down to the characters and to weights 400 ... 700, as WOFF2: about 20 kB instead of 860.
+
+    Args:
+        characters: those that the page uses; sort them, so that equal pages share the font.
+
+    Returns:
+        The font's bytes, the same for the same characters; None where Inter is not installed.
+    """
+    font = next((font for font in report_fonts() if font.family == "Inter"), None)
+    if font is None:
+        return None
+    from fontTools import subset
+    from fontTools.ttLib import TTFont
+    from fontTools.varLib import instancer
+
+    options = subset.Options(recalc_timestamp=False)
+    options.layout_features = list(TEXT_FEATURES)
+    cutter = subset.Subsetter(options)
+    cutter.populate(text=characters)
+    face = TTFont(font.path, recalcTimestamp=False)
+    cutter.subset(face)
+    face = instancer.instantiateVariableFont(face, {"opsz": 14, "wght": (400, 700)}, inplace=True)
+    face.flavor = "woff2"
+    buffer = io.BytesIO()
+    face.save(buffer)
+    return buffer.getvalue()

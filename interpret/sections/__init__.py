@@ -1,0 +1,41 @@
+"""What each section of the report shows: evidence in, plain data for its template out.
+
+A section is one module here with a function ``build``, one template in ``templates/sections`` and one line in
+:data:`SECTIONS`. ``build`` returns the data that the template prints, or None where nothing was recorded: the report
+then says so, and the section never vanishes. Templates hold no arithmetic; whatever they print was chosen, ordered
+and rounded here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from interpret.sections import appendix, architecture, chapters, identity, method, overview, predictions, verdict
+from interpret.sections.subject import Subject
+
+Data = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section of the report: ``build`` makes what ``template`` prints, or None where nothing was recorded."""
+
+    id: str
+    title: str
+    template: str
+    build: Callable[[Subject], Data | None]
+
+
+SECTIONS: tuple[Section, ...] = (
+    Section("verdict", "Verdict", "sections/verdict.html.jinja", verdict.build),
+    Section("identity", "Identity and provenance", "sections/identity.html.jinja", identity.build),
+    Section("architecture", "Architecture", "sections/architecture.html.jinja", architecture.build),
+    Section("overview", "Layer overview", "sections/overview.html.jinja", overview.build),
+    Section("chapters", "Layers that matter", "sections/chapters.html.jinja", chapters.build),
+    Section("predictions", "Predictions and maps", "sections/predictions.html.jinja", predictions.build),
+    Section("method", "Method and limits", "sections/method.html.jinja", method.build),
+    Section("appendix", "Appendix", "sections/appendix.html.jinja", appendix.build),
+)
+COMPACT = ("verdict", "identity", "overview", "predictions")  # the sections of the small file beside a run

@@ -1,0 +1,179 @@
+"""One row per call, and the curves over the depth of the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from interpret import charts
+from interpret.sections.strips import stage_marks, strips
+from interpret.sections.subject import Run, Subject
+from interpret.sections.wording import MISSING, count, level, number, percent, scientific, shape
+
+RUNS_PER_TABLE = 3  # a wide table is split after so many runs, so that it fits the page
+
+
+def build(subject: Subject) -> dict[str, Any]:
+    """Curves over depth and a table with a row per call."""
+    stages = [index for index, layer in enumerate(subject.layers) if layer.call.stage_end]
+    if subject.comparison is None:
+        return {
+            "compared": False,
+            "curves": _single_curves(subject, stages),
+            "columns": _single_columns(subject),
+            "rows": _single_rows(subject),
+        }
+    numbers = [run.number for run in subject.others]
+
+    def values(field: str) -> list[list[float | None]]:
+        return [[layer.numbers.get(run.label, {}).get(field) for layer in subject.layers] for run in subject.others]
+
+    dissimilarity = [[None if cka is None else max(0.0, 1 - cka) for cka in series] for series in values("cka")]
+    drawn = [
+        (
+            "Weight change",
+            "relative L2 change of a call's weights, the largest over its tensors",
+            values("weight_change"),
+        ),
+        (
+            "Divergence",
+            "relative change of the Gram matrix or of the channel means, whichever is larger; sees a change of scale",
+            values("divergence"),
+        ),
+        ("1 \N{MINUS SIGN} CKA", "dissimilarity of the representations, blind to scale and rotation", dissimilarity),
+    ]
+    tables = [
+        _overview_table(subject, subject.others[start : start + RUNS_PER_TABLE])
+        for start in range(0, len(subject.others), RUNS_PER_TABLE)
+    ]
+    return {
+        "compared": True,
+        "runs": subject.others,
+        "curves": [
+            (
+                title,
+                text,
+                charts.curves(
+                    series,
+                    f"{title} over the depth of the network, one line per run, logarithmic",
+                    runs=numbers,
+                    logarithmic=True,
+                    joined=title != "Weight change",
+                    stages=stages,
+                ),
+            )
+            for title, text, series in drawn
+            if any(value is not None for line in series for value in line)
+        ],
+        "tables": tables,
+        "strips": strips(subject),
+        "stages": stage_marks(subject),
+    }
+
+
+def _overview_table(subject: Subject, runs: Sequence[Run]) -> dict[str, Any]:
+    rows = []
+    first = (subject.comparison or {}).get("first_divergence", {})
+    for layer in subject.layers:
+        cells = []
+        for run in runs:
+            entry = layer.numbers.get(run.label, {})
+            cka = entry.get("cka")
+            distance = None if cka is None else 1 - cka
+            cells += [
+                _cell(entry.get("weight_change"), number(entry.get("weight_change")), -4, 0),
+                _cell(entry.get("divergence"), number(entry.get("divergence")), -4, 0),
+                _cell(distance, scientific(distance), -6, 0),
+                {
+                    "text": _dead(entry, layer.numbers.get(subject.labels[0], {})),
+                    "level": None,
+                    "sort": entry.get("dead_units") or 0,
+                },
+            ]
+        rows.append(
+            {
+                "layer": layer,
+                "chapter": layer in subject.chapters,
+                "shape": shape(layer.call.output_shape[1:]),
+                "cells": cells,
+                "first": [run for run in runs if first.get(run.label) == layer.key],
+            }
+        )
+    return {"runs": runs, "rows": rows, "is_first": runs[0].number == 1}
+
+
+def _dead(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Dead units, with the reference's count where it differs."""
+    own, before = entry.get("dead_units"), reference.get("dead_units")
+    if own is None:
+        return MISSING
+    return count(own) if before in (None, own) else f"{count(before)} \N{RIGHTWARDS ARROW} {count(own)}"
+
+
+def _cell(value: float | None, text: str, low: int, high: int) -> dict[str, Any]:
+    return {"text": text, "level": level(value, low, high), "sort": -1.0 if value is None else value}
+
+
+_SINGLE = (
+    ("Zeros", "zero_share", "share of exact zeros in the output"),
+    ("Saturated", "saturated_share", "share of values at the upper bound of a bounded activation"),
+    ("Dead", "dead_units", "channels of an activation that never exceed 0"),
+    ("Constant", "constant_units", "channels that do not vary"),
+    (
+        "BN drift",
+        "batchnorm_z_median",
+        "median over channels of the distance of the input's mean from the running one, in running standard deviations",
+    ),
+    ("Noise floor", "noise_gram", "relative change of the Gram matrix when the same weights run again"),
+)
+
+
+def _single_columns(subject: Subject) -> list[tuple[str, str]]:
+    return [(name, text) for name, field, text in _SINGLE if subject.reference.has("layers", field)]
+
+
+def _single_rows(subject: Subject) -> list[dict[str, Any]]:
+    fields = [field for _, field, _ in _SINGLE if subject.reference.has("layers", field)]
+    columns = {field: subject.reference.array("layers", field) for field in fields}
+    norms: dict[str | None, float] = {}
+    for tensor in subject.reference.tensors:
+        if tensor.filters:
+            norms[tensor.call] = math.hypot(norms.get(tensor.call, 0.0), tensor.norm or 0.0)
+    rows = []
+    for layer in subject.layers:
+        cells = [{"text": number(norms.get(layer.key)), "level": None, "sort": norms.get(layer.key, -1)}]
+        for field in fields:
+            value = float(columns[field][layer.position])
+            known = value if math.isfinite(value) else None
+            text = percent(known) if field.endswith("_share") else number(known)
+            graded = level(known, -3, 0) if field in ("zero_share", "saturated_share") else None
+            cells.append({"text": text, "level": graded, "sort": -1 if known is None else known})
+        rows.append(
+            {
+                "layer": layer,
+                "chapter": layer in subject.chapters,
+                "shape": shape(layer.call.output_shape[1:]),
+                "cells": cells,
+            }
+        )
+    return rows
+
+
+def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, str, charts.Chart]]:
+    drawn = []
+    for name, field, text in _SINGLE[:1] + _SINGLE[-1:]:
+        if subject.reference.has("layers", field):
+            values = [
+                float(value) if math.isfinite(value) else None for value in subject.reference.array("layers", field)
+            ]
+            if any(value is not None for value in values):
+                chart = charts.curves(
+                    [values],
+                    f"{name} over the depth of the network",
+                    runs=[0],
+                    logarithmic=field == "noise_gram",
+                    stages=stages,
+                )
+                drawn.append((name, text, chart))
+    return drawn

@@ -1,0 +1,58 @@
+"""The network as a strip: one cell per call, in order of execution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from interpret.sections.subject import Run, Subject
+from interpret.sections.wording import level, number
+
+
+def strips(subject: Subject) -> list[dict[str, Any]]:
+    """Rows of cells, one per call: how much its weights changed, and how far its output is from the reference's."""
+    if subject.comparison is None:
+        if not subject.reference.has("layers", "zero_share"):
+            return []
+        shares = [float(share) for share in subject.reference.array("layers", "zero_share")]
+        return [_strip(subject, subject.runs[0], "share of zeros in the output", shares, -3, 0)]
+    rows = []
+    for run in subject.others:
+        for field, name in (("weight_change", "weight change"), ("divergence", "divergence")):
+            values = [layer.numbers.get(run.label, {}).get(field) for layer in subject.layers]
+            rows.append(_strip(subject, run, name, values, -4, 0))
+    return rows
+
+
+def _strip(
+    subject: Subject, run: Run, name: str, values: Sequence[float | None], low: int, high: int
+) -> dict[str, Any]:
+    starts = _stage_starts(subject)
+    cells = [
+        {
+            "level": level(value, low, high),
+            "title": f"{layer.position} {layer.key}: {name} {number(value)}",
+            "layer": layer,
+            "starts": layer.id in starts,
+        }
+        for layer, value in zip(subject.layers, values, strict=True)
+    ]
+    return {"run": run, "name": name, "cells": cells}
+
+
+def _stage_starts(subject: Subject) -> frozenset[str]:
+    """Layers that come right after the end of a stage."""
+    pairs = zip(subject.layers, subject.layers[1:], strict=False)
+    return frozenset(after.id for before, after in pairs if before.call.stage_end)
+
+
+def stage_marks(subject: Subject) -> list[dict[str, Any]]:
+    """Per call: the spatial size where a stage starts, for the labels under the strips."""
+    starts, marks, previous = _stage_starts(subject), [], ""
+    for index, layer in enumerate(subject.layers):
+        shape = layer.call.spatial_shape
+        size = f"{shape[0]}\N{MULTIPLICATION SIGN}{shape[1]}" if shape else "vector"
+        is_start = index == 0 or layer.id in starts
+        marks.append({"starts": layer.id in starts, "label": size if is_start and size != previous else ""})
+        previous = size if is_start else previous
+    return marks
