@@ -74,7 +74,8 @@ class TensorPair:
     def name(self) -> str:
         """The reference's name, or the other's where only the other has it."""
         tensor = self.reference or self.other
-        return tensor.name if tensor is not None else self.local_name
+        assert tensor is not None
+        return tensor.name
 
 
 @dataclass(frozen=True, slots=True)

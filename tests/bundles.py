@@ -272,9 +272,10 @@ def bundle(
         edit: changes everything just before it is written.
     """
     images = probe() if images is None else images
-    records = [record for record in forward(weights, images) if record.key not in drop_calls]
-    count, displayed = len(images), min(displayed, len(images))
+    records = forward(weights, images)
     logits = records[-1].output
+    records = [record for record in records if record.key not in drop_calls]
+    count, displayed = len(images), min(displayed, len(images))
     targets = logits[:displayed].argmax(1)[:, None] if targets is None else np.asarray(targets)
     tensor_sha256 = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     calls = [_call(record, position, records, weights, rename) for position, record in enumerate(records)]
