@@ -11,11 +11,12 @@ import pickle
 import pickletools
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,15 +163,17 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     _refuse_unloadable(given, wanted, checkpoint)
     _refuse_shapes(given, wanted, bare, checkpoint)
 
-    before = {name: value.clone() if isinstance(value, Tensor) else value for name, value in bare.state_dict().items()}
+    before = {name: value.clone() for name, value in own.items()}
     own_name = {canonical[name]: name for name in own}
     try:
         result = bare.load_state_dict({own_name.get(name, name): value for name, value in given.items()}, strict=False)
         unexpected = [*outside, *(canonical.get(name, name) for name in result.unexpected_keys)]
         _refuse_names([canonical.get(name, name) for name in result.missing_keys], unexpected, wanted, checkpoint)
         _refuse_deeper(unexpected, bare, checkpoint)
-    except (CheckpointError, RuntimeError) as error:
-        bare.load_state_dict(before)
+    except Exception as error:  # modules may load in their own way, and fail in their own way
+        for name, value in bare.state_dict().items():
+            if name in before:
+                value.copy_(before[name])
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{checkpoint.uri!r} cannot be loaded into {type(bare).__name__}: {error}") from error
@@ -594,9 +597,7 @@ def build_model(spec: str, arguments: Mapping[str, object] | None = None) -> nn.
     with imported(spec, CheckpointError) as target:
         if isinstance(target, nn.Module):
             if given:
-                raise CheckpointError(
-                    f"{spec!r} is a module, not a function: it takes no arguments ({', '.join(given)})"
-                )
+                raise CheckpointError(f"{spec!r} is a module that was built already: it takes no {', '.join(given)}")
             return target
         if not callable(target):
             raise CheckpointError(
@@ -709,7 +710,8 @@ class PublishedWeights:
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(self.weights.url).name
         if not cached.exists():
             try:
-                self.weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+                with redirect_stdout(sys.stderr):  # where it says what it downloads: stdout is for results
+                    self.weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
             except (URLError, OSError) as error:
                 raise CheckpointError(
                     f"{self.uri!r} cannot be downloaded ({getattr(error, 'reason', error)}); "
@@ -740,6 +742,13 @@ def weights_of(uri: str) -> PublishedWeights:
         known = [f"{enum.__name__}.{member}" for enum in enums.values() for member in enum.__members__]
         raise CheckpointError(f"torchvision has no weights {name!r}{did_you_mean(name, known)}")
     weights = enums[model][entry]
+    family = models.get_model_builder(model).__module__.split(".")[2]
+    if family in ("detection", "optical_flow", "quantization", "video"):
+        # Their builders change more than arguments (FrozenBatchNorm2d, its eps), or take something else than an image.
+        raise CheckpointError(
+            f"{uri!r}: weights of {family} are not built here; "
+            "save their state_dict and name a function of your own that builds the model as --model"
+        )
     categories = weights.meta.get("categories")
     return PublishedWeights(
         uri=uri,
