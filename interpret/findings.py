@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from interpret.evidence import Evidence
-from interpret.measures import CallPair, Health, Measures, Run, TensorPair
+from interpret.measures import CallPair, Health, MapAgreement, Measures, Run, TensorPair
 
 SEVERITIES = ("critical", "warning", "notice", "info")  # most severe first
 VERDICTS = ("identical", "same-function", "localized", "widespread", "different-architecture", "not-comparable")
@@ -283,21 +283,19 @@ def dead_units(run: Run) -> Iterator[Draft]:
 
 
 def zero_filters(run: Run) -> Iterator[Draft]:
-    """Filters that are exactly zero: pruned."""
-    pruned = [tensor for tensor in run.evidence.tensors if tensor.zero_filters]
+    """Filters that are exactly zero: pruned where they are many, dead after training where they are few."""
+    zero = [tensor for tensor in run.evidence.tensors if tensor.zero_filters]
+    pruned = [tensor for tensor in zero if tensor.zero_filters > MANY_UNITS * tensor.filters]
     for tensor in pruned[:SHOWN]:
         yield (
             "notice",
             tensor.call,
-            f"{tensor.zero_filters} of {tensor.filters} filters of {tensor.name} are exactly zero.",
+            f"Exactly zero: {tensor.zero_filters} of {tensor.filters} filters of {tensor.name}.",
         )
-    if len(pruned) > SHOWN:
-        rest = sum(tensor.zero_filters for tensor in pruned[SHOWN:])
-        yield (
-            "notice",
-            None,
-            f"{rest} more filters in {_count(len(pruned) - SHOWN, 'further tensor')} are exactly zero.",
-        )
+    rest = [tensor for tensor in zero if tensor not in pruned[:SHOWN]]
+    if rest:
+        count = sum(tensor.zero_filters for tensor in rest)
+        yield "info", None, f"Exactly zero: {_count(count, 'filter')} in {_count(len(rest), 'tensor')}."
 
 
 def near_zero_filters(run: Run) -> Iterator[Draft]:
@@ -563,20 +561,17 @@ def silent_units_appeared(measures: Measures) -> Iterator[Draft]:
 
 
 def maps_moved(measures: Measures) -> Iterator[Draft]:
-    """Maps of the last layer that no longer look where they looked, judged beside what chance gives."""
-    last = next(
-        (pair for pair in reversed(measures.calls) if any(m.pearson is not None for m in pair.maps.values())), None
-    )
+    """Maps of the last call that no longer look where they looked, beside what chance gives."""
+    last = next((pair for pair in reversed(measures.calls) if _with_pearson(pair)), None)
     if last is None:
         return
-    method, found = min(
-        ((method, found) for method, found in last.maps.items() if found.pearson is not None),
-        key=lambda item: item[1].pearson if item[1].pearson is not None else 1.0,
-    )
-    if found.pearson is None or found.pearson >= SAME_MAPS:
+    # the middle one of the methods: some, XGrad-CAM before a normalization above all, move by themselves
+    order = sorted(_with_pearson(last), key=lambda item: item[2])
+    method, found, pearson = order[(len(order) - 1) // 2]
+    if pearson >= SAME_MAPS:
         return
     nulls = [null for null in (found.null_other_image, found.null_gaussian) if null is not None]
-    unrelated = bool(nulls) and found.pearson < max(nulls) + 0.1
+    unrelated = bool(nulls) and pearson < max(nulls) + 0.1
     beside = (
         f"maps of different images of the reference reach {found.null_other_image:.2f}, "
         if found.null_other_image is not None
@@ -591,7 +586,7 @@ def maps_moved(measures: Measures) -> Iterator[Draft]:
         last.key,
         f"{method} at {last.key}, the last call with maps, {'no longer agrees' if unrelated else 'has moved'}: "
         "mean Pearson correlation "
-        f"{found.pearson:.2f} over {_count(found.images, 'map')} of the same classes; {beside}{gaussian}{empty}.",
+        f"{pearson:.2f} over {_count(found.images, 'map')} of the same classes; {beside}{gaussian}{empty}.",
     )
 
 
@@ -710,6 +705,10 @@ def _filters_changed(pair: CallPair) -> str:
 def _tensors_of(pair: CallPair) -> str:
     most = max(_changed(pair.tensors), key=lambda tensor: tensor.change or 0.0)
     return f"{most.local_name} tensors of {pair.call.kind} calls"
+
+
+def _with_pearson(pair: CallPair) -> list[tuple[str, MapAgreement, float]]:
+    return [(method, found, found.pearson) for method, found in pair.maps.items() if found.pearson is not None]
 
 
 def _dead(health: Health | None) -> int:

@@ -720,16 +720,16 @@ def _agreements(stack: Sequence[tuple[_Candidate, Array, Array]], places: Array)
     """Agreement of maps of one size: all methods and calls of that size at once, shape (M, P, h, w)."""
     first = np.stack([maps[places[:, 0], places[:, 1]] for _, maps, _ in stack])
     second = np.stack([maps[places[:, 2], places[:, 3]] for _, _, maps in stack])
-    # one map per image: two classes of one image are no control for each other
-    alone = np.unique(places[:, 0], return_index=True)[1]
-    control = first[:, alone]
-    pairs = np.triu_indices(len(alone), 1)
+    unit, other_unit = agreement.standardised(first), agreement.standardised(second)
+    # the control takes one map per image: maps of two classes of one image are no control for each other
+    control = unit[:, np.unique(places[:, 0], return_index=True)[1]]
+    pairs = np.triu_indices(control.shape[1], 1)
     columns = (
-        _mean(agreement.pearson(first, second)),
+        _mean(np.einsum("mpi,mpi->mp", unit, other_unit)),
         _mean(agreement.iou(first, second)),
         _mean(agreement.centre_shift(first, second)),
-        _mean(agreement.pearson(control[:, pairs[0]], control[:, pairs[1]])),
-        _mean(agreement.pearson(first, agreement.centred_gaussian(*first.shape[2:]))),
+        _mean((control @ control.swapaxes(1, 2))[:, pairs[0], pairs[1]]),
+        _mean(unit @ agreement.standardised(agreement.centred_gaussian(*first.shape[2:]))),
     )
     vanished = (agreement.empty(second) & ~agreement.empty(first)).sum(1).tolist()
     result = {}

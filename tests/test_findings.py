@@ -410,7 +410,7 @@ def test_filters_and_units_of_one_run():
     weights["conv1.weight"] = weights["conv1.weight"].copy()
     weights["conv1.weight"][2] *= 1e-5
     found = findings_of(bundle(weights))
-    assert said(found, "zero-filters")[0].message == "4 of 16 filters of layer2.conv.weight are exactly zero."
+    assert said(found, "zero-filters")[0].message == "Exactly zero: 4 of 16 filters of layer2.conv.weight."
     assert said(found, "near-zero-filters")[0].message.startswith("1 of 70 filters")
 
     def silence(content):

@@ -33,8 +33,21 @@ def pearson(first: NDArray[Any], second: NDArray[Any]) -> Array:
     Returns:
         Shape (...), in [-1, 1]; NaN where a map is constant or not finite.
     """
-    a, b = _standardised(first), _standardised(second)
-    return np.asarray(np.clip(np.einsum("...i,...i->...", a, b), -1.0, 1.0))
+    return np.clip(np.einsum("...i,...i->...", standardised(first), standardised(second)), -1.0, 1.0)
+
+
+def standardised(maps: NDArray[Any]) -> Array:
+    """Maps as unit vectors whose dot product is the Pearson correlation: pixels less their mean, over their norm.
+
+    Returns:
+        Shape (..., H * W); a row of NaN where the map is constant or not finite.
+    """
+    pixels = _flat(maps).astype(np.float64)
+    size = np.sqrt(np.einsum("...i,...i->...", pixels, pixels))[..., None]
+    pixels -= pixels.mean(-1, keepdims=True)
+    norm = np.sqrt(np.einsum("...i,...i->...", pixels, pixels))[..., None]
+    pixels /= np.where(norm > 1e-12 * size, norm, np.nan)
+    return np.asarray(pixels)
 
 
 def iou(first: NDArray[Any], second: NDArray[Any], share: float = 0.2) -> Array:
@@ -80,15 +93,6 @@ def centred_gaussian(height: int, width: int) -> Array:
     y = (np.arange(height) - (height - 1) / 2) / (height / 4)
     x = (np.arange(width) - (width - 1) / 2) / (width / 4)
     return np.asarray(np.exp(-0.5 * (y[:, None] ** 2 + x**2)))
-
-
-def _standardised(maps: NDArray[Any]) -> Array:
-    """Pixels less their mean, over their norm: shape (..., H * W); NaN where the map is constant or not finite."""
-    pixels = _flat(np.asarray(maps, np.float64))
-    centred = pixels - pixels.mean(-1, keepdims=True)
-    norm = np.linalg.norm(centred, axis=-1, keepdims=True)
-    varies = norm > 1e-12 * np.linalg.norm(pixels, axis=-1, keepdims=True)
-    return np.where(varies, centred / np.where(varies, norm, 1.0), np.nan)
 
 
 def _brightest(maps: NDArray[Any], k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
