@@ -148,6 +148,8 @@ class Preprocessing:
         width, height = image.size
         if self.resize is not None and self.resize != min(width, height):
             longer = int(self.resize * max(width, height) / min(width, height))
+            if self.resize * longer > PIXEL_BUDGET:
+                raise ImageError(f"a picture of {width} x {height} pixels is too narrow to resize to {self.resize}")
             width, height = (self.resize, longer) if width <= height else (longer, self.resize)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.crop is None:
@@ -308,7 +310,10 @@ def load_images(
     sources: list[str] = []
     for done, index in enumerate(chosen):
         image = read_image(paths[index])
-        tensor = preprocessing(image)
+        try:
+            tensor = preprocessing(image)
+        except ImageError as error:
+            raise ImageError(f"{names[index]!r}: {error}") from error
         if not torch.isfinite(tensor).all():
             raise ImageError(f"{names[index]!r} has NaN or infinite values after preprocessing; check mean and std")
         if not tensors and not torch.equal(tensor, preprocessing(image)):
@@ -533,6 +538,8 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
     text = _read_text(file)
     if not text.lstrip().startswith(("[", "{")):
         lines = [line.strip() for line in text.rstrip().splitlines()]
+        if not lines:
+            raise ImageError(f"{str(file)!r} is empty; it must hold one class name per line")
         if not all(lines):
             raise ImageError(f"{str(file)!r} must hold one class name per line; line {lines.index('') + 1} is empty")
         return tuple(lines)
