@@ -120,7 +120,8 @@ def same_function(measures: Measures) -> bool:
     paired = [pair for pair in measures.calls if pair.presence == "paired"]
     if measures.activations not in ("exact", "subset") or not paired:
         return False
-    if any(pair.gram_change is not None and pair.gram_change > pair.threshold for pair in paired):
+    changes = [pair.gram_change / pair.threshold for pair in paired if pair.gram_change is not None]
+    if not changes or max(changes) > 1:
         return False
     if measures.predictions is not None:
         return measures.predictions.logit_change <= max(pair.threshold for pair in paired)
@@ -349,7 +350,7 @@ def identical(measures: Measures) -> Iterator[Draft]:
     said = f"Every tensor holds the same values ({tensors} in {_count(len(measures.calls), 'call')})"
     largest = max((pair.divergence for pair in measures.calls if pair.divergence is not None), default=None)
     if measures.activations not in ("exact", "subset") or largest is None:
-        yield "info", None, f"{said}; outputs were not compared, for want of common images."
+        yield "info", None, f"{said}; outputs were not compared."
     else:
         yield (
             "info",
@@ -387,12 +388,13 @@ def same_function_other_weights(measures: Measures) -> Iterator[Draft]:
     else:
         what = f"Tensors that belong to no call differ ({len(_changed(measures.unused))})"
     outputs = "" if measures.predictions is None else f", of the logits {_small(measures.predictions.logit_change)}"
+    moved = any(pair.mean_change is not None and pair.mean_change > pair.threshold for pair in measures.calls)
+    why = "The channels of a layer were reordered" if moved else "The change stays below what rounding does"
     yield (
         "notice",
         None,
         f"{what}, but the function does not: on the {_count(measures.images, 'common image')} the largest relative "
-        "change of a Gram matrix "
-        f"is {_small(largest)}{outputs}. Reordered channels look like this.",
+        f"change of a Gram matrix is {_small(largest)}{outputs}. {why}.",
     )
 
 
@@ -480,31 +482,21 @@ def quantised_weights(measures: Measures) -> Iterator[Draft]:
 
 def zeroed_filters(measures: Measures) -> Iterator[Draft]:
     """Filters that became exactly zero."""
-    pruned = [
-        (len(tensor.zeroed_filters), pair, tensor)
-        for pair in measures.calls
-        for tensor in pair.tensors
-        if tensor.zeroed_filters
-    ]
-    pruned.sort(key=lambda item: (-item[0] / item[2].other.filters if item[2].other else 0.0, item[1].call.position))
-    for count, pair, tensor in pruned[:SHOWN]:
-        if tensor.reference is None or tensor.other is None:
-            continue
-        before = f"{tensor.reference.zero_filters} were" if tensor.reference.zero_filters else "none was"
-        filters = tensor.other.filters
-        yield (
-            "critical" if count > MANY_UNITS * filters else "warning",
-            pair.key,
-            f"{count} of {filters} filters of {tensor.name} ({_percent(count / filters)}) became exactly zero; in "
-            f"the reference {before}.",
-        )
+    pruned: list[tuple[float, CallPair, str]] = []
+    for pair in measures.calls:
+        for tensor in _changed(pair.tensors):
+            if tensor.reference is None or tensor.other is None:
+                continue
+            before, after, filters = tensor.reference.zero_filters, tensor.other.zero_filters, tensor.other.filters
+            if after > before:
+                share = (after - before) / filters
+                where = f"{after} of {filters} filters of {tensor.name} ({_percent(after / filters)})"
+                pruned.append((share, pair, f"Exactly zero: {where}, in the reference {before or 'none'}."))
+    pruned.sort(key=lambda item: (-item[0], item[1].call.position))
+    for share, pair, message in pruned[:SHOWN]:
+        yield "critical" if share > MANY_UNITS else "warning", pair.key, message
     if len(pruned) > SHOWN:
-        rest = sum(count for count, _, _ in pruned[SHOWN:])
-        yield (
-            "warning",
-            None,
-            f"{rest} more filters in {_count(len(pruned) - SHOWN, 'further tensor')} became exactly zero.",
-        )
+        yield "warning", None, f"Filters became exactly zero in {_count(len(pruned) - SHOWN, 'further tensor')}, too."
 
 
 def predictions_changed(measures: Measures) -> Iterator[Draft]:
@@ -679,9 +671,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def _percent(share: float) -> str:
-    """Two digits that count: 0.0057 -> "0.57 %", 1.42 -> "142 %"."""
-    value = 100 * share
-    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
+    """Two digits that count: 0.0057 -> "0.57 %", 1.42 -> "142 %", 40.4 -> "40-fold"."""
+    if share >= 10:
+        return f"{share:.0f}-fold"
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def _small(value: float | None) -> str:

@@ -562,16 +562,16 @@ def _representations(
     rows = [row for row, _, _ in pairs]
     places = np.array([(first.position, second.position) for _, first, second in pairs])
     noise = np.fmax(reference.noise_floor[places[:, 0]], other.noise_floor[places[:, 1]])
-    same_output = _column_agrees(reference, other, places, "channels") & _column_agrees(
-        reference, other, places, "pooling"
-    )
+    same_shape = np.array([a.channels == b.channels for _, a, b in pairs])
+    grids = reference.column("pooling")[places[:, 0]], other.column("pooling")[places[:, 1]]
+    same_shape &= (grids[0] == grids[1]) | np.isnan(grids[0]) | np.isnan(grids[1])  # NaN: not recorded, no Grams either
     all_images = len(images[0]) == reference.count == other.count
     cka, p95, gram_change = _gram_numbers(reference, other, places, images, all_images)
-    gram_change = np.where(same_output, gram_change, np.nan)
+    gram_change[~same_shape] = np.nan
     mean_change = np.full(len(pairs), np.nan)
     if all_images:
-        mean_change[same_output] = _mean_changes(reference, other, places[same_output])
-    reasons = _reasons(reference, other, places, len(images[0]), same_output, cka)
+        mean_change[same_shape] = _mean_changes(reference, other, places[same_shape])
+    reasons = _reasons(reference, other, places, len(images[0]), same_shape, cka)
     columns = (_numbers(values) for values in (gram_change, mean_change, noise, cka, p95))
     names = ("gram_change", "mean_change", "noise_floor", "cka", "cka_p95", "reasons")
     return {row: dict(zip(names, values, strict=True)) for row, *values in zip(rows, *columns, reasons, strict=True)}
@@ -613,13 +613,8 @@ def _mean_changes(reference: Run, other: Run, places: Array) -> Array:
     return similarity.mean_change(mean, other_mean, variance, other_variance, channels)
 
 
-def _column_agrees(reference: Run, other: Run, places: Array, statistic: str) -> Array:
-    first, second = reference.column(statistic)[places[:, 0]], other.column(statistic)[places[:, 1]]
-    return np.asarray((first == second) | (np.isnan(first) & np.isnan(second)))
-
-
 def _reasons(
-    reference: Run, other: Run, places: Array, images: int, same_output: Array, cka: Array
+    reference: Run, other: Run, places: Array, images: int, same_shape: Array, cka: Array
 ) -> list[tuple[str, ...]]:
     """Why numbers of a pair of calls are missing."""
     scales = reference.column("gram_scale")[places[:, 0]], other.column("gram_scale")[places[:, 1]]
@@ -631,7 +626,7 @@ def _reasons(
             if not np.isfinite(scale[index]):
                 why = "values that are not finite" if count[index] > 0 else "not recorded"
                 said.append(f"no Gram matrix in the {whose}: {why}")
-        if not same_output[index]:
+        if not same_shape[index]:
             said.append("no divergence: the outputs differ in shape")
         if images < similarity.MINIMUM_IMAGES:
             said.append(f"no CKA: it needs at least {similarity.MINIMUM_IMAGES} common images, not {images}")

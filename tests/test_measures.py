@@ -339,7 +339,17 @@ def test_without_grams_the_means_remain(reference):
 
     pair = against(reference, edit=forget).calls[0]
     assert (pair.cka, pair.gram_change) == (None, None)
-    assert "no Gram matrix in the run: not recorded" in pair.reasons
+    assert pair.reasons == ("no Gram matrix in the run: not recorded",)
+    assert pair.mean_change == 0
+
+
+def test_without_statistics_the_grams_remain(reference):
+    def forget(content):
+        content["layers"] = {name: content["layers"][name] for name in ("gram", "gram_scale", "pooling")}
+
+    pair = against(reference, scaled(WEIGHTS, "conv1.weight", 1.01), edit=forget).calls[0]
+    assert pair.gram_change == pytest.approx(0.0201, rel=1e-3)
+    assert (pair.mean_change, pair.reasons) == (None, ())
 
 
 def test_without_layers_nothing_fails(reference):
