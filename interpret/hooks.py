@@ -333,21 +333,22 @@ def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
 
 
 def _assign_tensors(model: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], tuple[str, ...]]:
-    """Give every tensor of the state to its module's first call, or to the nearest ancestor that ran."""
+    """Give every tensor of the state to its module's first call, or to the nearest ancestor that ran.
+
+    The root counts only for tensors of its own: it always runs, and what lies below it without running is unused.
+    """
     first_name = {id(module): canonical_name(name) for name, module in model.named_modules()}
     path_to_module = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
     key_of = {call.name: call.key for call in reversed(calls)}
-    parameters = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    parameters = {canonical_name(name) for name, _ in model.named_parameters()}  # tied ones count once
     owned: dict[str, list[str]] = {}
     sizes: dict[str, int] = {}
     unused: list[str] = []
     for name, tensor in state_of(model).items():
         path = name.rpartition(".")[0]
-        while True:
-            owner = first_name[id(path_to_module[path])] if path in path_to_module else path
-            if owner in key_of or not path:
-                break
-            path = path.rpartition(".")[0]
+        owner = first_name[id(path_to_module[path])] if path in path_to_module else path
+        while owner not in key_of and "." in owner:
+            owner = owner.rpartition(".")[0]
         if owner not in key_of:
             unused.append(name)
             continue
@@ -361,10 +362,12 @@ def _assign_tensors(model: nn.Module, calls: Sequence[Call]) -> tuple[list[Call]
 
 
 @contextmanager
-def visiting(model: nn.Module, calls: Sequence[Call], visit: Visit) -> Iterator[None]:
+def visiting(
+    model: nn.Module, calls: Sequence[Call], visit: Visit, enter: Callable[[Call, Tensor | None], None] | None = None
+) -> Iterator[None]:
     """While open, ``visit(call, module, input, output)`` sees every call; what it returns, if anything, replaces the output.
 
-    Executions that :func:`trace` did not see (networks that run differently from image to image) are passed over.
+    ``enter(call, input)`` comes before the call runs, when no in-place operation has overwritten the input yet. Executions that :func:`trace` did not see (networks that run differently from image to image) are passed over.
     """
     by_name: dict[str, dict[int, Call]] = {}
     for call in calls:
@@ -386,6 +389,12 @@ def visiting(model: nn.Module, calls: Sequence[Call], visit: Visit) -> Iterator[
             return new
         return type(output)((new, *output[1:]))
 
+    def before(module: nn.Module, arguments: Any, keywords: Any) -> None:
+        name = names[module]
+        call = by_name[name].get(executions.get(name, 0))
+        if enter is not None and call is not None:
+            enter(call, input_tensor(arguments, keywords))
+
     def start(module: nn.Module, arguments: Any) -> None:
         executions.clear()
 
@@ -395,6 +404,8 @@ def visiting(model: nn.Module, calls: Sequence[Call], visit: Visit) -> Iterator[
         for module, name in names.items():
             if name in by_name:
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+                if enter is not None:
+                    stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         yield
 
 
@@ -473,6 +484,7 @@ def capture(
     with undisturbed(model), ExitStack() as stack:
         calls = select(trace(model, images).calls, layers)
         leaves: list[Tensor] = []
+        entered: dict[str, Tensor] = {}
 
         def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor) -> Tensor | None:
             new = None
@@ -482,14 +494,17 @@ def capture(
                     leaves.append(leaf)
                 handle = leaf.register_hook(lambda gradient: keep_gradient(call.key, gradient))
                 stack.callback(handle.remove)
-            before = source.detach().clone() if inputs and source is not None else None
-            kept[call.key] = Captured(output.detach().clone(), before, None)
+            kept[call.key] = Captured(output.detach().clone(), entered.pop(call.key, None), None)
             return new
+
+        def enter(call: Call, source: Tensor | None) -> None:
+            if source is not None:
+                entered[call.key] = source.detach().clone()
 
         def keep_gradient(key: str, gradient: Tensor) -> None:
             kept[key] = replace(kept[key], gradient=gradient.detach().clone())
 
-        stack.enter_context(visiting(model, calls, visit))
+        stack.enter_context(visiting(model, calls, visit, enter if inputs else None))
         with torch.set_grad_enabled(gradients):
             output = run(model, images)
             if gradients:

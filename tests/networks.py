@@ -45,16 +45,17 @@ def lively(name: str, **arguments: object) -> nn.Module:
     with torch.no_grad():
         model.train()(photos())
     model.eval()
-    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    head = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     features: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
     with torch.no_grad():
         model(photos())
         handle.remove()
+        pooled = features[0].flatten(2).mean(2) if features[0].ndim == 4 else features[0]
         # a random head on centred features: otherwise every image gets the class of the mean feature
-        generator = torch.Generator().manual_seed(1)
-        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) / features[0].std())
-        head.bias.copy_(-(head.weight @ features[0].mean(0)))
+        weight = torch.randn(head.weight.shape[:2], generator=torch.Generator().manual_seed(1)) / pooled.std()
+        head.weight.copy_(weight.reshape(head.weight.shape))
+        head.bias.copy_(-(weight @ pooled.mean(0)))
     return model
 
 
