@@ -8,6 +8,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+TEXT_FAMILY, CODE_FAMILY = "Inter", "DejaVu Sans Mono"
 TEXT_FEATURES = ("kern", "ccmp", "locl", "mark", "tnum", "cv05")
 
 
@@ -16,37 +17,36 @@ class Font:
     """A font file that an installed package carries."""
 
     family: str
-    weights: str
     path: Path
 
 
 def report_fonts() -> tuple[Font, ...]:
     """Inter for text and DejaVu Sans Mono for digests and commands; those that are installed."""
     known = (
-        ("Inter", "100 900", "fontpkg_inter", "files/Inter[opsz,wght].ttf"),
-        ("DejaVu Sans Mono", "400", "matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf"),
+        (TEXT_FAMILY, "fontpkg_inter", "files/Inter[opsz,wght].ttf"),
+        (CODE_FAMILY, "matplotlib", "mpl-data/fonts/ttf/DejaVuSansMono.ttf"),
     )
     found = []
-    for family, weights, package, path in known:
+    for family, package, path in known:
         specification = importlib.util.find_spec(package)  # looks for the package without importing it
         if specification is not None and specification.origin is not None:
             file = Path(specification.origin).parent / path
             if file.is_file():
-                found.append(Font(family, weights, file))
+                found.append(Font(family, file))
     return tuple(found)
 
 
 @functools.cache
 def text_font(characters: str) -> bytes | None:
-    """Inter cut down to the characters and to weights 400 ... 700, as WOFF2: about 20 kB instead of 860.
+    """Inter cut down to the characters, to one optical size and to weights 400 ... 700: about 50 kB instead of 860.
 
     Args:
-        characters: those that the page uses; sort them, so that equal pages share the font.
+        characters: those that the text uses, sorted, so that equal texts share the font.
 
     Returns:
-        The font's bytes, the same for the same characters; None where Inter is not installed.
+        A TrueType font, the same bytes for the same characters; None where Inter is not installed.
     """
-    font = next((font for font in report_fonts() if font.family == "Inter"), None)
+    font = next((font for font in report_fonts() if font.family == TEXT_FAMILY), None)
     if font is None:
         return None
     from fontTools import subset
@@ -60,6 +60,16 @@ def text_font(characters: str) -> bytes | None:
     face = TTFont(font.path, recalcTimestamp=False)
     cutter.subset(face)
     face = instancer.instantiateVariableFont(face, {"opsz": 14, "wght": (400, 700)}, inplace=True)
+    buffer = io.BytesIO()
+    face.save(buffer)
+    return buffer.getvalue()
+
+
+def compressed(font: bytes) -> bytes:
+    """The font as WOFF2, for the web: less than half the size."""
+    from fontTools.ttLib import TTFont
+
+    face = TTFont(io.BytesIO(font), recalcTimestamp=False)
     face.flavor = "woff2"
     buffer = io.BytesIO()
     face.save(buffer)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from interpret.errors import ReportError
-from interpret.fonts import report_fonts
+from interpret.fonts import TEXT_FAMILY, report_fonts, text_font
 
 SCHEME = "evidence:"
 VARIANT = "pdf/a-3a"
@@ -38,14 +38,14 @@ class Store:
         self.contents[url] = content, media_type
         return url
 
-    def font_faces(self) -> str:
-        """``@font-face`` rules of the report's fonts, which are kept too."""
+    def font_faces(self, characters: str) -> str:
+        """``@font-face`` rules of the report's fonts, which are kept too; Inter only with the given characters."""
         rules = []
         for font in report_fonts():
-            url = self.add(font.path.read_bytes(), "font/ttf")
-            rules.append(
-                f'@font-face {{ font-family: "{font.family}"; font-weight: {font.weights}; src: url("{url}"); }}'
-            )
+            text = text_font(characters) if font.family == TEXT_FAMILY else None
+            url = self.add(text or font.path.read_bytes(), "font/ttf")
+            weights = "400 700" if text else "400"
+            rules.append(f'@font-face {{ font-family: "{font.family}"; font-weight: {weights}; src: url("{url}"); }}')
         return "\n".join(rules) + "\n"
 
 
@@ -86,7 +86,10 @@ def print_joined(
 
         draft = lay_out(contents(dict.fromkeys(anchors, 999), 0, 999))
         document = lay_out(body(len(draft.pages)))
-        numbers = {anchor: page for page, place in enumerate(document.pages, 1) for anchor in place.anchors}
+        numbers: dict[str, int] = {}
+        for page, place in enumerate(document.pages, 1):
+            for anchor in place.anchors:
+                numbers.setdefault(anchor, page)  # an element that breaks is an anchor of each of its pages
         first = numbers["contents-page-0"] - 1
         listed = lay_out(contents({anchor: numbers[anchor] for anchor in anchors}, first + 1, len(document.pages)))
         if len(listed.pages) != len(draft.pages):

@@ -10,8 +10,11 @@ prints as it is are the drawings of :mod:`interpret.charts`.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
+import html
 import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +27,7 @@ from markupsafe import Markup, escape
 from interpret import printing, sections
 from interpret.errors import ReportError
 from interpret.evidence import Evidence, as_evidence, json_bytes
-from interpret.fonts import text_font
+from interpret.fonts import compressed, text_font
 from interpret.sections import Data, Section
 from interpret.sections.figures import Figure
 from interpret.sections.subject import Run, Subject
@@ -35,7 +38,8 @@ if TYPE_CHECKING:
 _TAG = re.compile(r"<(style|script).*?</\1>|<[^>]*>", re.DOTALL)
 FORMATS = ("html", "pdf")
 DETAILS = ("matters", "all")
-BREAKABLE_LENGTH = 24  # shorter names never need a break, and every <wbr> costs layout time
+# Shorter names need no place to break; on paper, where columns are known, every <wbr> costs layout time.
+BREAKABLE_ON_SCREEN, BREAKABLE_ON_PAPER = 24, 44
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,7 @@ def build_report(subject: Subject, options: ReportOptions) -> Report:
 
 def render_html(report: Report, options: ReportOptions | None = None) -> str:
     """The report as one self-contained HTML page."""
-    environment = _environment(options or ReportOptions(), _data_uri)
+    environment = _environment(options or ReportOptions(), _data_uri, BREAKABLE_ON_SCREEN)
     style = Markup(_text(environment, "css/base.css") + _text(environment, "css/screen.css"))
     script = Markup(_text(environment, "js/report.js"))
 
@@ -162,10 +166,10 @@ def render_html(report: Report, options: ReportOptions | None = None) -> str:
         return _render(environment, "report.html.jinja", **names, style=rules, script=script, policy=policy)
 
     draft = page("")
-    font = text_font("".join(sorted(set(_TAG.sub("", draft)))))
+    font = text_font(_characters(draft))
     if font is None:
         return draft
-    url = f"data:font/woff2;base64,{base64.b64encode(font).decode()}"
+    url = f"data:font/woff2;base64,{base64.b64encode(compressed(font)).decode()}"
     return page(f'@font-face {{ font-family: Inter; font-weight: 400 700; src: url("{url}") format("woff2"); }}\n')
 
 
@@ -178,20 +182,18 @@ def render_pdf(
         ReportError: WeasyPrint reported an error.
     """
     store = printing.Store()
-    environment = _environment(options or ReportOptions(), lambda figure: store.add(figure.content, figure.media_type))
-    style = Markup(store.font_faces() + _text(environment, "css/base.css") + _text(environment, "css/print.css"))
+    environment = _environment(
+        options or ReportOptions(), lambda figure: store.add(figure.content, figure.media_type), BREAKABLE_ON_PAPER
+    )
+    rules = Markup(_text(environment, "css/base.css") + _text(environment, "css/print.css"))
+    names = {"report": report, "layout": "layout/print.html.jinja"}
+    draft = _render(environment, "report.html.jinja", **names, style=rules, contents_pages=0)
+    style = Markup(store.font_faces(_characters(draft))) + rules
     anchors = [entry.section.id for entry in report.entries]
     anchors += [anchor for entry in report.entries for anchor, _ in entry.outline]
 
     def body(contents_pages: int) -> str:
-        return _render(
-            environment,
-            "report.html.jinja",
-            report=report,
-            layout="layout/print.html.jinja",
-            style=style,
-            contents_pages=contents_pages,
-        )
+        return _render(environment, "report.html.jinja", **names, style=style, contents_pages=contents_pages)
 
     def contents(pages: Mapping[str, int], first_page: int, total_pages: int) -> str:
         return _render(
@@ -212,7 +214,7 @@ def _subject(source: Evidence | Comparison | str | Path, options: ReportOptions)
         raise ReportError(f"report detail {options.detail!r} is not known; give one of {', '.join(DETAILS)}")
     if isinstance(source, (str, Path)):
         source = as_evidence(source)
-    return Subject.of(source, options.detail)
+    return Subject.of(source, "none" if options.compact else options.detail)
 
 
 def _title(subject: Subject) -> str:
@@ -244,7 +246,7 @@ def _templates_folder() -> Path:
     return next(path for path in (package / "templates", package.parent / "templates") if path.is_dir())
 
 
-def _environment(options: ReportOptions, source: Callable[[Figure], str]) -> jinja2.Environment:
+def _environment(options: ReportOptions, source: Callable[[Figure], str], longer_than: int) -> jinja2.Environment:
     """Templates run in a sandbox, also the user's own: they see the view model and nothing behind it."""
     if options.templates is not None and not Path(options.templates).is_dir():
         raise ReportError(f"templates folder {str(options.templates)!r} does not exist")
@@ -257,7 +259,7 @@ def _environment(options: ReportOptions, source: Callable[[Figure], str]) -> jin
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
-    environment.filters.update(src=source, breakable=_breakable)
+    environment.filters.update(src=source, breakable=functools.partial(_breakable, longer_than=longer_than))
     return environment
 
 
@@ -275,13 +277,19 @@ def _text(environment: jinja2.Environment, path: str) -> str:
     return environment.loader.get_source(environment, path)[0]
 
 
-def _breakable(text: object) -> Markup:
+def _breakable(text: object, longer_than: int) -> Markup:
     """Escaped text that may break after dots, underscores, slashes and hyphens where it is long: layer names, paths."""
     broken = str(escape(text))
-    if len(broken) > BREAKABLE_LENGTH:
+    if len(broken) > longer_than:
         for mark in "._/-":
             broken = broken.replace(mark, f"{mark}<wbr>")
     return Markup(broken)
+
+
+def _characters(markup: str) -> str:
+    """The characters of a page's text, with ASCII and the arrows of sortable columns: what its font must hold."""
+    text = html.unescape(_TAG.sub("", markup))
+    return "".join(sorted(character for character in {*text, *string.printable, *"↑↓"} if character >= " "))
 
 
 def _data_uri(figure: Figure) -> str:

@@ -45,7 +45,7 @@ def _chapter(subject: Subject, layer: Layer) -> dict[str, Any]:
         facts.append(f"{quantity(call.parameters)} parameters")
     if call.multiply_adds:
         facts.append(f"{quantity(call.multiply_adds)} multiply-adds")
-    if call.stage_end:
+    if layer.id in subject.stage_ends:
         facts.append("end of a stage")
     pictures = {
         "kernels": _kernels(subject, layer),
@@ -272,7 +272,7 @@ def _maps(subject: Subject, layer: Layer) -> dict[str, Any] | None:
         return None
     images = subject.reference.array("inputs", "images")[list(subject.displayed)]
     size, names = fitted(images.shape[1:3], OVERLAY_SIDE), ", ".join(run.label for run in runs)
-    sheets, maxima = [], []
+    sheets = []
     for method in methods:
         maps = [raw_maps(subject, layer, run, method) for run in runs]
         heat = np.stack(
@@ -280,15 +280,14 @@ def _maps(subject: Subject, layer: Layer) -> dict[str, Any] | None:
         )
         sheet = drawing.overlay_sheet(images, heat, OVERLAY_SIDE)
         alt = f"{method} at {layer.key} over {len(images)} probe images; a row per run: {names}"
-        sheets.append((method, jpeg(sheet, alt)))
-        agreement = [_agreement(layer.numbers.get(run.label, {}), method) for run in runs]
-        maxima.append((method, [number(float(one.max(initial=0))) for one in maps], agreement))
+        maxima = [(run, number(float(one.max(initial=0)))) for run, one in zip(runs, maps, strict=True)]
+        agreement = [(run, _agreement(layer.numbers.get(run.label, {}), method)) for run in runs[1:]]
+        sheets.append({"method": method, "figure": jpeg(sheet, alt), "maxima": maxima, "agreement": agreement})
     same, classes = explained_classes(subject, runs)
     together = " for all runs together" if len(runs) > 1 else ""
     return {
         "runs": runs,
         "sheets": sheets,
-        "maxima": maxima,
         "compared": len(runs) > 1,
         "scale": scale(0, 1, drawing.VIRIDIS, labels=("0", "", "image's largest")),
         "same_classes": same,

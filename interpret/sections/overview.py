@@ -11,12 +11,12 @@ from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, level, number, percent, scientific, shape
 
-RUNS_PER_TABLE = 3  # a wide table is split after so many runs, so that it fits the page
+RUNS_PER_TABLE = 2  # a wide table is split after so many runs, so that it fits the page
 
 
 def build(subject: Subject) -> dict[str, Any]:
     """Curves over depth and a table with a row per call."""
-    stages = [index for index, layer in enumerate(subject.layers) if layer.call.stage_end]
+    stages = [index for index, layer in enumerate(subject.layers) if layer.id in subject.stage_ends]
     if subject.comparison is None:
         return {
             "compared": False,

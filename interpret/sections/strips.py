@@ -43,16 +43,18 @@ def _strip(
 def _stage_starts(subject: Subject) -> frozenset[str]:
     """Layers that come right after the end of a stage."""
     pairs = zip(subject.layers, subject.layers[1:], strict=False)
-    return frozenset(after.id for before, after in pairs if before.call.stage_end)
+    return frozenset(after.id for before, after in pairs if before.id in subject.stage_ends)
 
 
 def stage_marks(subject: Subject) -> list[dict[str, Any]]:
-    """Per call: the spatial size where a stage starts, for the labels under the strips."""
-    starts, marks, previous = _stage_starts(subject), [], ""
-    for index, layer in enumerate(subject.layers):
+    """Per call: whether a stage starts there, and the spatial size of that stage for the label under the strips."""
+    starts, marks = _stage_starts(subject), []
+    size = ""
+    for layer in reversed(subject.layers):  # a stage bears the size that its end has
         shape = layer.call.spatial_shape
-        size = f"{shape[0]}\N{MULTIPLICATION SIGN}{shape[1]}" if shape else "vector"
-        is_start = index == 0 or layer.id in starts
-        marks.append({"starts": layer.id in starts, "label": size if is_start and size != previous else ""})
-        previous = size if is_start else previous
-    return marks
+        if not size or layer.id in subject.stage_ends:
+            size = f"{shape[0]}\N{MULTIPLICATION SIGN}{shape[1]}" if shape else "vector"
+        is_start = layer.id in starts or layer is subject.layers[0]
+        marks.append({"starts": layer.id in starts, "label": size if is_start else ""})
+        size = "" if is_start else size
+    return marks[::-1]

@@ -63,7 +63,7 @@ class Subject:
         labels: names of the runs, the reference first.
         evidence: label to evidence.
         comparison: comparison.json, or None for one audit.
-        detail: "matters" for chapters of the calls that matter, "all" for every call.
+        detail: "matters" for chapters of the calls that matter, "all" for every call, "none" for no chapters.
     """
 
     labels: tuple[str, ...]
@@ -115,9 +115,9 @@ class Subject:
     @cached_property
     def chapters(self) -> tuple[Layer, ...]:
         """The layers that get a chapter of their own, in order."""
-        if self.detail == "all":
-            return self.layers
-        chosen = {layer.id for layer in self.layers if layer.call.stage_end and self._is_pictured(layer)}
+        if self.detail != "matters":
+            return self.layers if self.detail == "all" else ()
+        chosen = {layer.id for layer in self.layers if layer.id in self.stage_ends and self._is_pictured(layer)}
         if self.comparison is None:
             pictured = [layer for layer in self.layers if self._is_pictured(layer)]
             chosen |= {layer.id for layer in (*pictured[:1], *pictured[-1:])}
@@ -127,6 +127,13 @@ class Subject:
             keys = [*(key for key in first if key), *(key for some in ranked for key in some)]
             chosen |= {self.layer[key].id for key in keys if key in self.layer}
         return tuple(layer for layer in self.layers if layer.id in chosen)
+
+    @cached_property
+    def stage_ends(self) -> frozenset[str]:
+        """Ids of the last layers of each spatial size that a convolution has: what only padding has is no stage."""
+        sizes = {layer.call.spatial_shape for layer in self.layers if layer.kind in ("convolution", "attention")}
+        ends = (layer for layer in self.layers if layer.call.stage_end and layer.call.spatial_shape in sizes)
+        return frozenset(layer.id for layer in ends if layer.call.spatial_shape)
 
     @cached_property
     def displayed(self) -> tuple[int, ...]:

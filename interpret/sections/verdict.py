@@ -14,7 +14,7 @@ from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import ROWS_PER_RANKING, Run, Subject
 from interpret.sections.wording import count, number, percent, quantity, sentence
 
-FINDINGS_SHOWN = 8  # on the first page; comparison.json holds all
+FINDINGS_SHOWN = 6  # on the first page; comparison.json holds all
 VERDICTS = {
     "identical": ("Identical", "Every tensor has the same values as in the reference"),
     "same-function": ("Same function", "Weights differ, but representations and outputs stay within the noise floor"),
