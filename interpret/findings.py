@@ -56,11 +56,11 @@ class Finding:
 def verdict(measures: Measures) -> str:
     """One word for how a run differs from its reference.
 
-    `not-comparable`: no weights in one of them. `different-architecture`: a call has no counterpart of its kind and
-    shape. `identical`: the weights are equal, and outputs on the same images are too. `same-function`: weights
-    differ, outputs and representations do not beyond rounding. `localized`: the changed calls lie in one unit (a
-    convolution or linear with its normalization), or one of them exceeds ten times the median change of the changed
-    tensors of its kind. `widespread`: everything else.
+    `different-architecture`: a call has no counterpart of its type and shapes. `not-comparable`: no weights in one run.
+    `identical`: the weights are equal, and outputs on the same images are too. `same-function`: weights differ, outputs
+    and representations do not beyond rounding. `localized`: the changed calls lie in one unit (a convolution or linear
+    with its normalization), or one of them exceeds ten times the median change of the changed tensors of its kind.
+    `widespread`: everything else.
     """
     if not measures.same_architecture:
         return "different-architecture"
@@ -97,7 +97,7 @@ def ranking(measures: Measures) -> tuple[str, ...]:
 
 def first_divergence(measures: Measures) -> str | None:
     """Key of the first call in order of execution whose output moved by more than rounding explains."""
-    return next((pair.key for pair in measures.calls if pair.diverges), None)
+    return next((pair.key for pair in diverging_calls(measures)), None)
 
 
 def changed_calls(measures: Measures) -> list[CallPair]:
@@ -368,10 +368,10 @@ def equal_weights_other_outputs(measures: Measures) -> Iterator[Draft]:
         yield (
             "critical",
             first.key,
-            f"All weights are equal, yet outputs differ from {first.key} on (relative change "
-            f"{_small(first.divergence)}, rounding explains "
-            f"{_small(first.threshold)}): what the checkpoint does not hold must differ, such as the code, an "
-            "epsilon or the device.",
+            f"All weights are equal, yet outputs differ from {first.key} on: relative change "
+            f"{_small(first.divergence)}, "
+            f"where rounding explains {_small(first.threshold)}. Something that no checkpoint holds must differ"
+            f"{_environment(measures)}.",
         )
 
 
@@ -585,7 +585,7 @@ def maps_moved(measures: Measures) -> Iterator[Draft]:
 def first_difference(measures: Measures) -> Iterator[Draft]:
     """Where the outputs begin to differ."""
     key = first_divergence(measures)
-    if key is None or measures.activations not in ("exact", "subset") or not changed_calls(measures):
+    if key is None or not changed_calls(measures):
         return
     pair = next(pair for pair in measures.calls if pair.key == key)
     yield (
@@ -619,15 +619,15 @@ def architecture_differs(measures: Measures) -> Iterator[Draft]:
     """Calls without counterpart, or with other shapes."""
     if measures.same_architecture:
         return
-    parts = []
-    for what, pairs in (
-        ("only in the reference", [pair for pair in measures.calls if pair.presence == "removed"]),
-        ("only in this run", [pair for pair in measures.calls if pair.presence == "added"]),
-        ("with other shapes", [p for p in measures.calls if p.presence == "paired" and p.weights == "reshaped"]),
-    ):
-        if pairs:
-            parts.append(f"{_count(len(pairs), 'call')} {what} (first: {pairs[0].key})")
-    yield "warning", None, f"The architectures differ: {'; '.join(parts) or 'calls of other kinds'}."
+    paired = [pair for pair in measures.calls if pair.presence == "paired"]
+    groups = {
+        "only in the reference": [pair for pair in measures.calls if pair.presence == "removed"],
+        "only in this run": [pair for pair in measures.calls if pair.presence == "added"],
+        "of another type": [p for p in paired if p.reference and p.other and p.reference.type != p.other.type],
+        "with other shapes": [p for p in paired if p.weights == "reshaped"],
+    }
+    parts = [f"{_count(len(p), 'call')} {what} (first: {p[0].key})" for what, p in groups.items() if p]
+    yield "warning", None, f"The architectures differ: {'; '.join(parts) or 'numbers of parameters'}."
 
 
 def few_common_images(measures: Measures) -> Iterator[Draft]:
@@ -698,6 +698,14 @@ def _filters_changed(pair: CallPair) -> str:
 def _tensors_of(pair: CallPair) -> str:
     most = max(_changed(pair.tensors), key=lambda tensor: tensor.change or 0.0)
     return f"{most.local_name} tensors of {pair.call.kind} calls"
+
+
+def _environment(measures: Measures) -> str:
+    """What the manifests say of the environment, where it differs."""
+    first, second = measures.reference.manifest, measures.other.manifest
+    known = {"device": (first.device, second.device)}
+    known |= {name: (version, second.libraries.get(name, "none")) for name, version in first.libraries.items()}
+    return "".join(f"; {name}: {before} and {after}" for name, (before, after) in known.items() if before != after)
 
 
 def _with_pearson(pair: CallPair) -> list[tuple[str, MapAgreement, float]]:

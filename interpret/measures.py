@@ -216,7 +216,7 @@ class Measures:
     Attributes:
         calls: the reference's calls in order, with the other's added calls behind their predecessors.
         unused: tensors that belong to no call.
-        same_architecture: every call has a counterpart of its kind with tensors of the same shapes.
+        same_architecture: every call has a counterpart of its type with tensors of the same shapes.
         activations, maps, predicted: "exact" (all images are common), "subset" (some are), "own-preprocessing" (the
             same pictures, prepared differently) or "no".
         common: places of the common images in the reference, and in the other run.
@@ -280,24 +280,19 @@ class Run:
     @cached_property
     def health(self) -> tuple[Health, ...]:
         """What this run says of its calls, in their order."""
-        whole = [_integers(self.column(name)) for name in ("dead_units", "constant_units", "nonfinite")]
-        parts = [
-            _numbers(values)
-            for values in (
-                self.column("zero_share"),
-                self.column("saturated_share"),
-                self.column("batchnorm_z_median"),
-                self.column("batchnorm_z_p95"),
-                self.column("batchnorm_log_variance"),
-                self.noise_floor,
-                self._leverage(),
-            )
+        columns: list[Sequence[Any]] = [
+            _integers(self.column("dead_units")),
+            _integers(self.column("constant_units")),
+            _numbers(self.column("zero_share")),
+            _numbers(self.column("saturated_share")),
+            _integers(self.column("nonfinite")),
+            _numbers(self.column("batchnorm_z_median")),
+            _numbers(self.column("batchnorm_z_p95")),
+            _numbers(self.column("batchnorm_log_variance")),
+            _numbers(self.noise_floor),
+            _numbers(self._leverage()),
         ]
-        rows = zip(self.calls, *whole, *parts, strict=True)
-        return tuple(
-            Health(call, dead, constant, zeros, saturated, nonfinite, z, z95, log_variance, noise, leverage)
-            for call, dead, constant, nonfinite, zeros, saturated, z, z95, log_variance, noise, leverage in rows
-        )
+        return tuple(Health(call, *values) for call, *values in zip(self.calls, *columns, strict=True))
 
     def grams(self, positions: Array, images: Array | None, recentre: bool) -> Array:
         """Gram matrices of some calls over some images, shape (P, n, n) float64; NaN where not computable."""
@@ -311,7 +306,7 @@ class Run:
             return np.full(len(self.calls), np.nan)
         rows = np.arange(self.count)
         diagonal = self.array("layers", "gram")[:, rows * self.count - rows * (rows - 1) // 2].astype(np.float64)
-        total = diagonal.sum(1) * np.where(np.isfinite(self.column("gram_scale")), 1.0, np.nan)
+        total = diagonal.sum(1)
         return np.where(total > 0, diagonal.max(1) / np.where(total > 0, total, 1.0), np.nan)
 
 
@@ -343,16 +338,12 @@ def measure(reference: Run, other: Run) -> Measures:
         )
         for row, (first, second, aligned_by) in enumerate(aligned)
     )
-    same = all(
-        pair.presence == "paired" and pair.weights != "reshaped" and _alike(pair.reference, pair.other)
-        for pair in calls
-    )
     return Measures(
         reference=reference.evidence,
         other=other.evidence,
         calls=calls,
         unused=unused,
-        same_architecture=same,
+        same_architecture=all(_alike(pair) for pair in calls),
         weights=weights,
         activations=activations,
         common=(tuple(images[0].tolist()), tuple(images[1].tolist())),
@@ -454,10 +445,12 @@ def _common(first: Sequence[str | None], second: Sequence[str | None]) -> Images
     return np.array([i for i, _ in pairs], np.intp), np.array([j for _, j in pairs], np.intp)
 
 
-def _alike(first: Call | None, second: Call | None) -> bool:
-    return (
-        first is not None and second is not None and (first.kind, first.parameters) == (second.kind, second.parameters)
-    )
+def _alike(pair: CallPair) -> bool:
+    """Whether a call has a counterpart of its type with tensors of the same shapes."""
+    a, b = pair.reference, pair.other
+    if a is None or b is None or pair.weights == "reshaped":
+        return False
+    return (a.kind, a.type, a.parameters) == (b.kind, b.type, b.parameters)
 
 
 # Weights --------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from bundles import (
     bundle,
+    changed_call,
     int8,
     network,
     noisy,
@@ -110,18 +111,22 @@ def test_equal_weights_with_other_outputs_rank_in_order_of_execution(reference):
     def disturb(content):
         content["layers"]["gram"][9:] *= np.float32(1.1)
 
+        content["manifest"]["device"] = "cuda:0"
+
     measures = against(reference, edit=disturb)
     assert verdict(measures) == "widespread"
     assert ranking(measures) == tuple(pair.key for pair in measures.calls[9:])
     assert first_divergence(measures) == "layer2.bn"
     (finding,) = said(findings_between(measures, "run"), "equal-weights-other-outputs")
     assert (finding.severity, finding.layer) == ("critical", "layer2.bn")
+    assert finding.message.endswith("Something that no checkpoint holds must differ; device: cpu and cuda:0.")
 
 
 def test_pictures_prepared_in_another_way_do_not_accuse_equal_weights(reference):
     sources = reference.evidence.manifest.inputs["source_sha256"]
     measures = against(reference, images=probe() * np.float32(1.5), sources=sources)
     assert (verdict(measures), ranking(measures)) == ("identical", ())
+    assert first_divergence(measures) is None
 
 
 def test_without_common_images_the_verdict_rests_on_weights(reference):
@@ -360,6 +365,16 @@ def test_another_architecture(reference):
     assert finding.message == (
         "The architectures differ: 2 calls only in the reference (first: pool#1); 1 call only in this run (first: bn1)."
     )
+
+
+def test_another_type_is_another_architecture(reference):
+    def swap(content):
+        content["manifest"]["calls"][2] = changed_call(content["manifest"]["calls"][2], type="GELU")
+
+    measures = against(reference, edit=swap)
+    assert verdict(measures) == "different-architecture"
+    (finding,) = said(findings_between(measures, "run"), "architecture-differs")
+    assert finding.message == "The architectures differ: 1 call of another type (first: relu)."
 
 
 @pytest.mark.parametrize(("count", "severity"), [(3, "warning"), (6, "notice")])
