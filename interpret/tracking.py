@@ -23,13 +23,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from interpret.errors import TrackingError
 
@@ -38,6 +37,7 @@ logger = logging.getLogger("interpret")
 BUNDLE = "interpret"  # the artifact folder that holds the bundle
 FINISHED = ("complete", "partial")  # values of the status tag of an audit that can be read
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+REMOTE = ("runs:/", "models:/", "mlflow-artifacts:/")  # beginnings of the addresses that MLflow resolves
 BATCH = 900  # entities of one log_batch: MLflow takes 1000 in all, tags included
 UPLOADS = 6  # over http, parallel single uploads are 2-3 times faster than log_artifacts, which is a plain loop there
 PREFLIGHT_SECONDS = 4
@@ -197,8 +197,7 @@ class AuditRun:
             there = () if self._owned else [item.path for item in self._client.list_artifacts(self.run_id, "images")]
             for key, path in images.items():
                 if not any(name.startswith(f"images/{key.replace('/', '~')}+") for name in there):
-                    with Image.open(path) as image:
-                        self._client.log_image(self.run_id, image, key=key, step=step)
+                    self._client.log_image(self.run_id, mlflow.Image(str(path)), key=key, step=step)
 
     def finish(self, status: str, metrics: Iterable[tuple[str, int, float]] = ()) -> None:
         """Write the metrics, as (name, step, value), and last of all the status.
@@ -346,16 +345,18 @@ def source_run(uri: str, *, tracking_uri: str | None = None) -> str | None:
     """Id of the run that an address belongs to; None where it belongs to none, or to none that this store knows.
 
     Args:
-        uri: `runs:/...` or `models:/...`; any other address belongs to no run.
+        uri: `runs:/...`, `models:/...` or `mlflow-artifacts:/...`; any other address belongs to no run.
         tracking_uri: None takes MLflow's own default.
     """
-    if not uri.startswith(("runs:/", "models:/")):
+    if not uri.startswith(REMOTE):
         return None
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
         try:
             if uri.startswith("models:/"):
                 return _find_model(client, uri)[1]
+            if uri.startswith("mlflow-artifacts:/"):
+                return _run_in_path(client, uri)
             return str(client.get_run(_split_run_uri(uri)[0]).info.run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
@@ -405,11 +406,21 @@ def _holds_audit(run: Run) -> bool:
     return run.data.tags.get("interpret.status") in FINISHED
 
 
-def run_name(run_id: str, *, tracking_uri: str | None = None) -> str:
-    """Name of a run, or the start of its id where it has none."""
+def run_origin(run_id: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
+    """What MLflow says of an audited run: `run_id`, `run_name` and the checkpoint's `step`, None where unknown."""
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
-        return str(client.get_run(run_id).info.run_name or run_id[:8])
+        run = client.get_run(run_id)
+    step = run.data.tags.get("interpret.step", "")
+    return {"run_id": run_id, "run_name": run.info.run_name, "step": int(step) if step.isdecimal() else None}
+
+
+def make_experiment(name: str, artifact_location: str, *, tracking_uri: str | None = None) -> str:
+    """Id of the experiment; where it is new, its artifacts are to lie at the location."""
+    client = connect(tracking_uri)
+    with _explained(client.tracking_uri):
+        found = client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else client.create_experiment(name, artifact_location))
 
 
 def fetch_evidence(run: str | Path, destination: str | Path, *, tracking_uri: str | None = None) -> Path:
@@ -468,7 +479,7 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
     Raises:
         TrackingError: the store does not hold it, or several files could be meant (the message lists them).
     """
-    if not uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+    if not uri.startswith(REMOTE):
         return FetchedCheckpoint(Path(uri), uri, None)
     client = connect(tracking_uri)
     folder = Path(destination)

@@ -1,0 +1,705 @@
+"""The command line: parse, call one public function, print. stdout carries the result, stderr the progress.
+
+torch, mlflow and numpy are imported by the commands, so help and argument errors come at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import click
+
+from interpret import __version__
+from interpret.errors import InterpretError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from interpret.comparison import Comparison
+    from interpret.evidence import Evidence
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FAILED_COLLECTOR, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return its exit code.
+
+    0 done; 1 done, but a collector failed; 2 bad usage or bad input; 130 interrupted.
+    """
+    state = {"debug": False}
+    try:
+        code = commands.main(arguments, prog_name="interpret", standalone_mode=False, obj=state)
+    except click.ClickException as error:
+        error.show()
+        return BAD_INPUT
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except (InterpretError, OSError) as error:
+        if state["debug"]:
+            traceback.print_exc()
+        click.echo(f"Error: {error}", err=True)
+        return BAD_INPUT
+    return code if isinstance(code, int) else 0
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_root().obj["debug"] = True
+
+
+def _read_config(context: click.Context, parameter: click.Parameter, path: str | None) -> None:
+    """Options of a TOML file become the defaults of this command; the command line wins."""
+    if path is None:
+        return
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path} is not TOML: {error}", context, parameter) from error
+    options = {option.name: option for option in context.command.params if isinstance(option, click.Option)}
+    defaults: dict[str, Any] = {}
+    for key, value in content.items():
+        name = "directory" if key == "o" else key.replace("-", "_")
+        option = options.get(name) or next(
+            (o for o in options.values() if f"--{key.replace('_', '-')}" in o.opts), None
+        )
+        if option is None or option.name in (None, "config"):
+            known = [o.opts[-1].lstrip("-") for o in options.values()]
+            raise click.BadParameter(
+                f"{path} has an unknown option {key!r}{did_you_mean(key, known)}", context, parameter
+            )
+        defaults[str(option.name)] = _as_given(value, option.multiple)
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _as_given(value: Any, multiple: bool) -> Any:
+    """A TOML value as it would stand on the command line: tables are k=v, lists are joined by commas or repeated."""
+    if isinstance(value, dict):
+        return [f"{key}={entry}" for key, entry in value.items()]
+    if isinstance(value, list):
+        return value if multiple else ",".join(map(str, value))
+    return [value] if multiple else value
+
+
+def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406") from error
+
+
+def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not of the form NAME=VALUE")
+    return dict(value.split("=", 1) for value in values)
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+common_options = _together(
+    click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="TOML file with any of these options.",
+    ),
+    click.option(
+        "--debug", is_flag=True, is_eager=True, expose_value=False, callback=_set_debug, help="Show tracebacks."
+    ),
+)
+
+model_options = _together(
+    click.option(
+        "--model",
+        metavar="SPEC",
+        help="torchvision:NAME, timm:NAME, package.module:callable or file.py:callable; torchvision weights imply it.",
+    ),
+    click.option(
+        "--model-arg",
+        "model_arguments",
+        metavar="NAME=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help="Argument of the model's builder; repeatable.",
+    ),
+    click.option("--branch", help="Which weights to take from a file with several, such as model_ema."),
+)
+
+image_options = _together(
+    click.option("--images", metavar="PATH", required=True, help="Folder (recursive), file or glob."),
+    click.option("--labels-from-folders", is_flag=True, help="The folder of an image is its class."),
+    click.option("--labels", type=click.Path(dir_okay=False), help="CSV with the columns file,label."),
+    click.option("--class-names", type=click.Path(dir_okay=False), help="One per line, or a JSON list or object."),
+    click.option("--preprocess", metavar="SPEC", help="package.module:callable or file.py:callable, image to tensor."),
+    click.option("--resize", type=click.IntRange(1), help="Shorter side, in pixels.  [default: 256]"),
+    click.option("--crop", type=click.IntRange(1), help="Centre crop, in pixels.  [default: 224]"),
+    click.option("--mean", metavar="R,G,B", callback=_numbers, help="Of values in [0, 1].  [default: ImageNet's]"),
+    click.option("--std", metavar="R,G,B", callback=_numbers, help="Of values in [0, 1].  [default: ImageNet's]"),
+    click.option("--interpolation", help="bilinear, bicubic, nearest, lanczos, ...  [default: bilinear]"),
+)
+
+audit_options = _together(
+    click.option(
+        "--targets",
+        default="predicted",
+        show_default=True,
+        help="Classes that maps explain: predicted, label, a class index, or a RUN whose targets are taken; or a list.",
+    ),
+    click.option("--layers", multiple=True, metavar="GLOB", help="Calls with pictures and maps; repeatable."),
+    click.option("--methods", metavar="LIST", callback=_names, help="Class activation map methods, or none."),
+    click.option("--probe-count", default=64, show_default=True, type=click.IntRange(1), help="Images to run."),
+    click.option("--display-count", default=4, show_default=True, type=click.IntRange(0), help="Images with maps."),
+    click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1)),
+    click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
+    click.option("--seed", default=0, show_default=True, type=int),
+)
+
+tracking_uri_option = click.option(
+    "--tracking-uri", metavar="URI", help="MLflow server or database.  [default: MLflow's own]"
+)
+
+mlflow_options = _together(
+    click.option("--no-mlflow", is_flag=True, help="Keep the evidence on this disk only."),
+    tracking_uri_option,
+    click.option("--experiment", help="MLflow experiment; made if it is new."),
+    click.option("--force", is_flag=True, help="Make a new run even if the same audit is there already."),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+output_option = click.option(
+    "-o",
+    "--output",
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    required=True,
+    help="Folder of the report.",
+)
+
+report_options = _together(
+    click.option("--title", help="Heading of the report."),
+    click.option(
+        "--detail",
+        type=click.Choice(["matters", "all"]),
+        default="matters",
+        show_default=True,
+        help="Chapters for the calls that matter, or for every call.",
+    ),
+    click.option("--format", "formats", default="html,pdf", show_default=True, callback=_names, help="html, pdf."),
+    click.option(
+        "--templates", type=click.Path(exists=True, file_okay=False), help="Folder searched for templates first."
+    ),
+)
+
+
+# Commands -------------------------------------------------------------------------------------------------------------
+
+
+def _examples(*lines: str) -> str:
+    """Text for the end of a command's help, not rewrapped."""
+    return "\b\n" + "\n".join(("Examples:", *(f"  {line}" for line in lines)))
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=_examples(
+        "interpret demo",
+        "interpret diff old.pt new.pt --model torchvision:resnet50 --images photos/ -o report",
+    ),
+)
+@click.version_option(__version__, prog_name="interpret", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")
+def commands() -> None:
+    """Open a trained vision network layer by layer, log it to MLflow, and report what changed between runs."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("interpret").setLevel(logging.INFO)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # this command has its own
+    # Where others use the cores too, OpenMP threads that spin while they wait made audits 3 to 10 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@commands.command(
+    epilog=_examples(
+        "interpret audit best.pt --model torchvision:resnet50 --images photos/",
+        "interpret audit runs:/3f2a9c --model nets.py:build --images val/ --labels-from-folders",
+        "interpret audit new.pt --model torchvision:resnet50 --images photos/ --targets 3f2a9c",
+    )
+)
+@click.argument("checkpoint")
+@model_options
+@image_options
+@audit_options
+@click.option("--out", type=click.Path(), help="Folder that becomes the evidence bundle; must be empty or absent.")
+@mlflow_options
+@click.option("--run-id", help="Log into this MLflow run instead of a new one.")
+@click.option("--run-name", help="Name of the new run.  [default: the checkpoint's]")
+@click.option("--step", type=int, help="Training step of the checkpoint.")
+@json_option
+@common_options
+def audit(
+    checkpoint: str,
+    out: str | None,
+    no_mlflow: bool,
+    tracking_uri: str | None,
+    experiment: str | None,
+    force: bool,
+    run_id: str | None,
+    run_name: str | None,
+    step: int | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Audit one checkpoint on probe images.
+
+    CHECKPOINT: a file; runs:/RUN_ID[/PATH]; models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID;
+    mlflow-artifacts:/...; or torchvision:ResNet50_Weights.IMAGENET1K_V2.
+
+    Prints the MLflow run, where its artifacts lie, and the folder of the evidence.
+    """
+    if no_mlflow and out is None:
+        raise click.UsageError("--no-mlflow needs --out DIR, or nothing of the audit would be left")
+    from interpret import sources
+
+    if not no_mlflow:
+        _check_store(tracking_uri)
+    with _Progress() as progress:
+        evidence = sources.audit_checkpoint(
+            checkpoint, out=out, tracking_uri=tracking_uri, progress=progress, **options
+        )
+        run = location = None
+        if not no_mlflow:
+            from interpret import publishing, tracking
+
+            run = publishing.publish(
+                evidence,
+                run_id,
+                tracking_uri=tracking_uri,
+                experiment=experiment,
+                run_name=run_name,
+                step=step,
+                force=force,
+                progress=progress,
+            )
+            location = tracking.artifact_location(run, tracking_uri=tracking_uri)
+            local = tracking.local_folder(location)
+            out = out or (str(local / tracking.BUNDLE) if local is not None else None)
+        code = _failures(evidence)
+        evidence.close()
+    result = {"run_id": run, "artifact_location": location, "evidence": out, "status": evidence.manifest.status}
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo(f"run        {run or '-'}")
+        click.echo(f"artifacts  {location or '-'}")
+        click.echo(f"evidence   {out or f'in the artifacts; `interpret show {run}` fetches it'}")
+    return code
+
+
+@commands.command(
+    epilog=_examples("interpret report 3f2a9c -o report", "interpret report 3f2a9c 77ab01 --reference 77ab01 -o report")
+)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]")
+@click.option("--labels", callback=_names, help="Names of the runs in the report, the reference's first, by commas.")
+@output_option
+@report_options
+@tracking_uri_option
+@json_option
+@common_options
+def report(
+    runs: tuple[str, ...],
+    reference: str | None,
+    labels: tuple[str, ...] | None,
+    directory: str,
+    tracking_uri: str | None,
+    as_json: bool,
+    **report_settings: Any,
+) -> None:
+    """Draw the report of one run, or of several against a reference.
+
+    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle.
+    """
+    given = list(runs)
+    if reference is not None:
+        given = [reference, *(run for run in given if run != reference)]
+    if labels is not None and len(labels) != len(given):
+        raise click.BadParameter(f"{len(labels)} names for {len(given)} runs", param_hint="--labels")
+    from interpret import sources
+
+    with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+        progress("evidence", 0, 1)
+        evidence, origins = sources.fetch_runs(given, Path(folder), tracking_uri=tracking_uri)
+        progress("evidence", 1, 1)
+        _report(evidence, labels, origins, directory, report_settings, as_json, progress)
+
+
+@commands.command(
+    epilog=_examples("interpret diff old.pt new.pt --model torchvision:resnet50 --images photos/ -o report")
+)
+@click.argument("a")
+@click.argument("b")
+@model_options
+@image_options
+@audit_options
+@output_option
+@report_options
+@mlflow_options
+@json_option
+@common_options
+def diff(
+    a: str,
+    b: str,
+    targets: str,
+    directory: str,
+    title: str | None,
+    detail: str,
+    formats: tuple[str, ...],
+    templates: str | None,
+    no_mlflow: bool,
+    tracking_uri: str | None,
+    experiment: str | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Audit two checkpoints and compare them layer by layer.
+
+    The maps of B explain the targets of A. The evidence stays in DIR/evidence.
+    """
+    from interpret import sources
+
+    if not no_mlflow:
+        _check_store(tracking_uri)
+    settings = {"title": title, "detail": detail, "formats": formats, "templates": templates}
+    with _Progress() as progress:
+        audited = sources.audit_several(
+            (a, b),
+            Path(directory, "evidence"),
+            targets=targets,
+            tracking_uri=tracking_uri,
+            progress=progress.of,
+            **options,
+        )
+        origins = None
+        if not no_mlflow:
+            destination = {"tracking_uri": tracking_uri, "experiment": experiment, "force": force}
+            origins = [_publish(name, evidence, progress, **destination) for name, evidence in audited.items()]
+        _report(list(audited.values()), tuple(audited), origins, directory, settings, as_json, progress)
+    return max(_failures(evidence) for evidence in audited.values())
+
+
+@commands.command(epilog=_examples("interpret show 3f2a9c", "interpret show audits/new --json"))
+@click.argument("run")
+@tracking_uri_option
+@json_option
+@common_options
+def show(run: str, tracking_uri: str | None, as_json: bool) -> int:
+    """Print an audit: its layers, their numbers, and what stands out.
+
+    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle.
+    """
+    from interpret import publishing, sources
+    from interpret.findings import findings_of
+
+    with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+        (evidence,), (origin,) = sources.fetch_runs([run], Path(folder), tracking_uri=tracking_uri)
+        manifest = evidence.manifest
+        identity = {
+            "run": origin.get("run_id") or str(evidence.folder),
+            "model": manifest.model["name"],
+            "checkpoint": manifest.checkpoint["uri"],
+            "state_sha256": manifest.checkpoint["state_sha256"],
+            "images": manifest.inputs["count"],
+            "status": manifest.status,
+        }
+        table = publishing.layers_table(evidence)
+        findings = [dataclasses.asdict(finding) for finding in findings_of(evidence, origin.get("run_name"))]
+        code = _failures(evidence)
+    if as_json:
+        click.echo(json.dumps({**identity, "layers": _rows(table), "findings": findings}, indent=2))
+        return code
+    for name, value in identity.items():
+        click.echo(f"{name:<13}{value or '-'}")
+    _print_table(table)
+    for finding in findings:
+        where = f"{finding['layer']}: " if finding["layer"] else ""
+        click.echo(f"{finding['severity']:<9}{where}{finding['message']}")
+    return code
+
+
+@commands.command(
+    epilog=_examples(
+        "interpret layers best.pt --model torchvision:resnet50",
+        "interpret layers best.pt --model nets.py:build --model-arg width=64 --input-shape 1,28,28",
+    )
+)
+@click.argument("checkpoint")
+@model_options
+@click.option("--input-shape", default="3,224,224", show_default=True, callback=_numbers, help="C,H,W of one image.")
+@tracking_uri_option
+@json_option
+@common_options
+def layers(
+    checkpoint: str,
+    model: str | None,
+    model_arguments: Mapping[str, str],
+    branch: str | None,
+    input_shape: tuple[float, ...],
+    tracking_uri: str | None,
+    as_json: bool,
+) -> None:
+    """List every call of a model, and their number by type."""
+    from interpret import sources
+
+    calls = sources.calls_of(
+        checkpoint, model, model_arguments, branch, [int(size) for size in input_shape], tracking_uri=tracking_uri
+    )
+    table: dict[str, list[Any]] = {
+        "key": [call.key for call in calls],
+        "type": [call.type for call in calls],
+        "kind": [call.kind for call in calls],
+        "input_shape": [_shape(call.input_shape) for call in calls],
+        "output_shape": [_shape(call.output_shape) for call in calls],
+        "parameters": [call.parameters for call in calls],
+        "multiply_adds": [call.multiply_adds for call in calls],
+    }
+    counts = dict(Counter(call.type for call in calls).most_common())
+    parameters = sum(call.parameters for call in calls)
+    if as_json:
+        totals = {"calls": len(calls), "parameters": parameters, "types": counts}
+        click.echo(json.dumps({"layers": _rows(table), "totals": totals}, indent=2))
+        return
+    _print_table(table)
+    click.echo(f"{len(calls)} calls, {parameters:,} parameters")
+    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+@commands.command(epilog=_examples("interpret demo -o demo-report"))
+@click.option(
+    "-o",
+    "--output",
+    "directory",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    default="demo-report",
+    show_default=True,
+    help="Folder of everything that the demo writes.",
+)
+@json_option
+@common_options
+def demo(directory: str, as_json: bool) -> int:
+    """Audit and compare three checkpoints on real photos, offline.
+
+    EfficientNet-Lite0 as published; rounded to 8 bits; and rounded with 30 % of one convolution's filters at zero.
+    """
+    from interpret import demonstration, sources, tracking
+
+    place = Path(directory).resolve()
+    with _Progress() as progress:
+        progress("demo input", 0, 1)
+        demonstration.write_images(place / "images")
+        demonstration.write_class_names(place / "class_names.txt")
+        checkpoints = demonstration.write_checkpoints(place / "checkpoints")
+        progress("demo input", 1, 1)
+        audited = sources.audit_several(
+            [str(checkpoint) for checkpoint in checkpoints],
+            place / "evidence",
+            images=place / "images",
+            model=demonstration.MODEL,
+            class_names=place / "class_names.txt",
+            progress=progress.of,
+            **demonstration.PREPROCESSING,
+        )
+        uri = f"sqlite:///{place / 'mlflow.db'}"
+        tracking.make_experiment("interpret-demo", (place / "mlruns").as_uri(), tracking_uri=uri)
+        origins = [
+            _publish(name, evidence, progress, tracking_uri=uri, experiment="interpret-demo")
+            for name, evidence in audited.items()
+        ]
+        comparison = _report(list(audited.values()), tuple(audited), origins, directory, {}, as_json, progress)
+    if comparison is not None and not as_json:
+        mlflow = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
+        click.echo(f"runs    {shlex.join([mlflow, 'ui', '--backend-store-uri', uri])}")
+        click.echo(demonstration.sentence(comparison.to_dict()))
+    return max(_failures(evidence) for evidence in audited.values())
+
+
+# Printing -------------------------------------------------------------------------------------------------------------
+
+
+class _Progress:
+    """Shows the stages of long work on stderr: as bars on a terminal, else as one line for each stage."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+        self._seen: set[str] = set()
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if self._bars is None:
+            if stage not in self._seen:
+                self._seen.add(stage)
+                click.echo(stage, err=True)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def of(self, name: str) -> Callable[[str, int, int], None]:
+        """The progress of one audit among several."""
+        return lambda stage, done, total: self(f"{name}: {stage}", done, total)
+
+
+def _check_store(tracking_uri: str | None) -> None:
+    """Find out before a long audit, not behind it, that MLflow cannot be reached."""
+    from interpret import tracking
+
+    tracking.connect(tracking_uri)
+
+
+def _publish(name: str, evidence: Evidence, progress: _Progress, **destination: Any) -> dict[str, Any]:
+    from interpret import publishing, tracking
+
+    run_id = publishing.publish(evidence, run_name=name, progress=progress.of(name), **destination)
+    return tracking.run_origin(run_id, tracking_uri=destination["tracking_uri"])
+
+
+def _report(
+    evidence: Sequence[Evidence],
+    labels: Sequence[str] | None,
+    origins: Sequence[Mapping[str, Any]] | None,
+    directory: str,
+    settings: Mapping[str, Any],
+    as_json: bool,
+    progress: _Progress,
+) -> Comparison | None:
+    """Write the report of one run or of several, and print where it is and what it says."""
+    from interpret.comparison import compare
+    from interpret.reporting import FORMATS, ReportOptions, write_report
+
+    comparison = None
+    if len(evidence) > 1:
+        progress("comparison", 0, 1)
+        comparison = compare(*evidence, labels=labels, origins=origins)
+        progress("comparison", 1, 1)
+    progress("report", 0, 1)
+    options = {name: value for name, value in settings.items() if name != "formats"}
+    written = write_report(
+        comparison or evidence[0], directory, settings.get("formats") or FORMATS, ReportOptions(**options)
+    )
+    progress("report", 1, 1)
+    files = {name: str(path) for name, path in written.items()}
+    rows = _verdicts(comparison) if comparison is not None else {}
+    if as_json:
+        click.echo(json.dumps({"report": files, **({"runs": _rows(rows)} if rows else {})}, indent=2))
+    else:
+        if rows:
+            _print_table(rows)
+        for name, path in files.items():
+            click.echo(f"{name:<8}{path}")
+    return comparison
+
+
+def _verdicts(comparison: Comparison) -> dict[str, list[Any]]:
+    others = comparison.labels[1:]
+    return {
+        "run": list(others),
+        "reference": [comparison.reference for _ in others],
+        "verdict": [comparison.verdict[label] for label in others],
+        "most suspicious": [next(iter(comparison.ranking[label]), None) for label in others],
+        "first divergence": [comparison.first_divergence[label] for label in others],
+    }
+
+
+def _failures(evidence: Evidence) -> int:
+    """Name the collectors that failed; return the exit code."""
+    failed = {name: state for name, state in evidence.manifest.collectors.items() if state["status"] == "failed"}
+    for name, state in failed.items():
+        click.echo(f"Warning: the collector {name!r} failed: {state['message']}", err=True)
+    return FAILED_COLLECTOR if failed else 0
+
+
+def _rows(table: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _shape(shape: Sequence[int] | None) -> str | None:
+    return None if shape is None else "x".join(map(str, shape[1:]))
+
+
+def _print_table(table: Mapping[str, Sequence[Any]]) -> None:
+    """Print columns; a pipe gets them unwrapped."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=10_000)
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name, cells in table.items():
+        numeric = any(isinstance(cell, int | float) for cell in cells)
+        drawn.add_column(name.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in zip(*table.values(), strict=True):
+        drawn.add_row(*(Text(_cell(cell)) for cell in row))
+    console.print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,337 @@
+"""Previews, report, upload: from the evidence of an audit to a run in MLflow.
+
+The keys, numbers and pictures that MLflow shows of an audit are chosen here; `tracking` only carries them. mlflow and
+the report's engine are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interpret import __version__
+from interpret.evidence import Evidence, as_evidence
+
+if TYPE_CHECKING:
+    from interpret.reporting import ReportOptions
+    from interpret.tracking import AuditRun
+
+logger = logging.getLogger("interpret")
+
+Progress = Callable[[str, int, int], None]
+Column = NDArray[np.float64]
+
+CURATED = 4  # pictures of each kind among the run's charts; the rest is in previews/ and in the report
+
+
+def evidence_key(evidence: Evidence) -> str:
+    """Identity of an audit, for recognising the same one again: sha256 over what it was asked to look at.
+
+    Covers the schema, the weights, the architecture, the probe images, the targets, the settings, the seed and the
+    tool's major.minor version; not the device, the file that held the weights, or the time.
+    """
+    manifest = evidence.manifest
+    targets: Any = manifest.settings["targets"]
+    if evidence.has("maps", "targets"):
+        classes = evidence.array("maps", "targets")
+        # A callable target (-1) has no identity of its own: its maps stand for it.
+        targets = manifest.files["maps.npz"] if (classes < 0).any() else classes.tolist()
+    identity = {
+        "schema_version": manifest.schema_version,
+        "state_sha256": manifest.checkpoint["state_sha256"],
+        "architecture_digest": manifest.model["architecture_digest"],
+        "probe_sha256": manifest.inputs["probe_sha256"],
+        "settings": {**manifest.settings, "targets": targets},
+        "seed": manifest.seed,
+        "tool": manifest.tool["version"].split(".")[:2],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def layer_statistics(evidence: Evidence) -> dict[str, Column]:
+    """One number per call for each statistic, (L,) float64; NaN where it does not apply or was not recorded.
+
+    `weight_norm`: L2 norm of the call's weight tensors. `activation_mean`, `activation_standard_deviation`: over all
+    images, channels and positions. `effective_dimension`: participation ratio tr(K)^2 / tr(K^2) of the centred Gram
+    matrix K: 1 where all images lie on one line, up to N - 1 where they spread evenly (Gao et al. 2017,
+    doi:10.1101/214262). The others are those of layers.npz.
+    """
+    statistics: dict[str, Column] = {}
+    if evidence.tensors:
+        norms = {tensor.name: tensor.norm for tensor in evidence.tensors if tensor.name.endswith("weight")}
+        squares = [[(norms[name] or 0.0) ** 2 for name in call.tensors if name in norms] for call in evidence.calls]
+        statistics["weight_norm"] = np.array([np.sqrt(sum(terms)) if terms else np.nan for terms in squares])
+    if evidence.has("layers", "channel_mean"):
+        channels = evidence.array("layers", "channels")
+        means = _channel_means(evidence.array("layers", "channel_mean"), channels)
+        squares_of_means = _channel_means(evidence.array("layers", "channel_mean").astype(np.float64) ** 2, channels)
+        variances = _channel_means(evidence.array("layers", "channel_variance"), channels)
+        statistics["activation_mean"] = means
+        statistics["activation_standard_deviation"] = np.sqrt(np.maximum(variances + squares_of_means - means**2, 0.0))
+    for name in ("zero_share", "dead_units", "constant_units"):
+        if evidence.has("layers", name):
+            statistics[name] = evidence.array("layers", name).astype(np.float64)
+    if "dead_units" in statistics:
+        activation = np.array([call.kind == "activation" for call in evidence.calls])
+        statistics["dead_units"] = np.where(activation, statistics["dead_units"], np.nan)
+    if evidence.has("layers", "gram"):
+        statistics["effective_dimension"] = _participation_ratio(
+            evidence.array("layers", "gram").astype(np.float64), int(evidence.manifest.inputs["count"])
+        )
+    return statistics
+
+
+def _channel_means(values: NDArray[Any], channels: NDArray[Any]) -> Column:
+    """Mean of each call's channels; `values` joins them end to end."""
+    starts = np.concatenate([[0], np.cumsum(channels)[:-1]])
+    means = np.full(len(channels), np.nan)
+    present = channels > 0
+    if present.any():
+        means[present] = np.add.reduceat(values.astype(np.float64), starts[present]) / channels[present]
+    return means
+
+
+def _participation_ratio(packed: Column, count: int) -> Column:
+    """tr(K)^2 / tr(K^2) of symmetric matrices given by their upper triangles, (L, N(N+1)/2) -> (L,)."""
+    rows, columns = np.triu_indices(count)
+    trace = packed[:, rows == columns].sum(1)
+    square = (packed**2 * np.where(rows == columns, 1.0, 2.0)).sum(1)
+    ratio: Column = np.divide(trace**2, square, out=np.full(len(packed), np.nan), where=square > 0)
+    return ratio
+
+
+def audit_metrics(evidence: Evidence, step: int) -> Iterator[tuple[str, int, float]]:
+    """The metrics of an audit: `interpret/by_layer/<statistic>` with step = position, and a few totals at `step`."""
+    statistics = layer_statistics(evidence)
+    for name, values in statistics.items():
+        for position, value in enumerate(values):
+            yield f"interpret/by_layer/{name}", position, float(value)
+    totals = {
+        "calls": len(evidence.calls),
+        "parameters": evidence.manifest.model["parameters"],
+        "multiply_adds": evidence.manifest.model["multiply_adds"],
+    }
+    if "dead_units" in statistics:
+        totals["dead_units"] = np.nansum(statistics["dead_units"])
+    if evidence.has("layers", "nonfinite"):
+        totals["nonfinite_values"] = evidence.array("layers", "nonfinite").sum()
+    accuracy = _accuracy(evidence)
+    if accuracy is not None:
+        totals["top1_accuracy"] = accuracy
+    for name, value in totals.items():
+        yield f"interpret/{name}", step, float(value)
+
+
+def _accuracy(evidence: Evidence) -> float | None:
+    if not (evidence.has("predictions", "logits") and evidence.has("predictions", "labels")):
+        return None
+    logits, labels = evidence.array("predictions", "logits"), evidence.array("predictions", "labels")
+    known = labels >= 0
+    return float((logits[known].argmax(1) == labels[known]).mean()) if known.any() else None
+
+
+def layers_table(evidence: Evidence) -> dict[str, list[object]]:
+    """A row per call: what MLflow's runs page pivots by the column `layer` to compare runs."""
+    table: dict[str, list[object]] = {
+        "position": [call.position for call in evidence.calls],
+        "layer": [call.key for call in evidence.calls],
+        "type": [call.type for call in evidence.calls],
+        "kind": [call.kind for call in evidence.calls],
+        "output_shape": ["x".join(map(str, call.output_shape[1:])) for call in evidence.calls],
+        "parameters": [call.parameters for call in evidence.calls],
+        "multiply_adds": [call.multiply_adds for call in evidence.calls],
+    }
+    for name, values in layer_statistics(evidence).items():
+        table[name] = [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+    return table
+
+
+def curated_images(evidence: Evidence) -> dict[str, Path]:
+    """A dozen of the previews by their `log_image` key: of each kind, a few spread evenly over the depth."""
+    images: dict[str, Path] = {}
+    for kind in ("kernels", "activations", "maps"):
+        files = sorted((evidence.folder / "previews" / kind).glob("*.png"))
+        chosen = np.unique(np.linspace(0, len(files) - 1, min(CURATED, len(files))).round().astype(int))
+        images |= {f"interpret/{kind}/{files[index].stem}": files[index] for index in chosen}
+    return images
+
+
+def log_evidence(
+    evidence: Evidence | str | Path,
+    run_id: str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+    step: int | None = None,
+    force: bool = False,
+) -> str:
+    """Log the evidence of an audit to MLflow; :func:`publish` adds pictures and a report.
+
+    The bundle lands under `interpret/` of the run, with tags, metrics per layer and `interpret/layers_table.json`.
+    The same audit again is recognised: nothing is written, and the run that holds it is returned.
+
+    Args:
+        evidence: the audit, or the folder of its bundle.
+        run_id: an existing run to write into. None makes a new run, a child of the checkpoint's source run if known.
+        tracking_uri: None takes MLflow's own default.
+        experiment: name; None takes the parent run's, else MLflow's own default.
+        run_name: name of a new run; None takes the checkpoint's.
+        parent_run_id: run under which a new one is shown; None takes the checkpoint's source run.
+        step: the checkpoint's step, for totals.
+        force: make a new run even where the same audit is there already.
+
+    Returns:
+        Id of the run that holds the audit.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or the run is unknown or holds another audit.
+    """
+    evidence = as_evidence(evidence)
+    with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
+        if not run.recognised:
+            _upload(evidence, run)
+            _finish(evidence, run, step or 0)
+    return run.run_id
+
+
+def publish(
+    evidence: Evidence | str | Path,
+    run_id: str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+    step: int | None = None,
+    force: bool = False,
+    formats: Sequence[str] = ("html", "pdf"),
+    options: ReportOptions | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Draw previews and the report of an audit, and log everything to MLflow.
+
+    Beyond :func:`log_evidence`: `interpret/previews/`, `interpret/report/`, a dozen pictures among the run's charts,
+    and a compact `interpret_report.html` at the top level, the one place where MLflow's compare-runs page shows it side
+    by side. Where a step fails, the run is marked `interpret.status=failed` with the reason.
+
+    Args:
+        evidence: the audit, or the folder of its bundle; previews and report are written into it.
+        run_id: see :func:`log_evidence`, as for the other arguments up to `force`.
+        tracking_uri: None takes MLflow's own default.
+        experiment: name; None takes the parent run's, else MLflow's own default.
+        run_name: name of a new run; None takes the checkpoint's.
+        parent_run_id: run under which a new one is shown; None takes the checkpoint's source run.
+        step: the checkpoint's step, for totals and pictures.
+        force: make a new run even where the same audit is there already.
+        formats: of the report, "html" and "pdf".
+        options: how the report is made.
+        progress: called with (stage, done, total).
+
+    Returns:
+        Id of the run that holds the audit.
+
+    Raises:
+        TrackingError: MLflow cannot be reached, or the run is unknown or holds another audit.
+        ReportError: the report cannot be drawn.
+    """
+    evidence = as_evidence(evidence)
+    notify = progress or (lambda stage, done, total: None)
+    with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
+        if not run.recognised:
+            write_views(evidence, formats, options, notify)
+            notify("upload", 0, 1)
+            _upload(evidence, run)
+            _upload_compact_report(evidence, run)
+            run.log_images(curated_images(evidence), step or 0)
+            _finish(evidence, run, step or 0)
+            notify("upload", 1, 1)
+    return run.run_id
+
+
+def write_views(evidence: Evidence, formats: Sequence[str], options: ReportOptions | None, progress: Progress) -> None:
+    """Draw `previews/` and `report/` into the bundle; no digest covers them."""
+    from interpret import drawing, reporting
+
+    progress("previews", 0, 1)
+    drawing.write_previews(evidence)
+    progress("previews", 1, 1)
+    progress("report", 0, 1)
+    reporting.write_report(evidence, evidence.folder / "report", formats, options)
+    progress("report", 1, 1)
+
+
+def _open_run(
+    evidence: Evidence,
+    run_id: str | None,
+    tracking_uri: str | None,
+    experiment: str | None,
+    run_name: str | None,
+    parent_run_id: str | None,
+    step: int | None,
+    force: bool,
+) -> AuditRun:
+    from interpret import tracking
+
+    manifest = evidence.manifest
+    uri = manifest.checkpoint["uri"] or ""
+    name = run_name or checkpoint_name(uri) or manifest.model["name"]
+    if parent_run_id is None and run_id is None:
+        parent_run_id = tracking.source_run(uri, tracking_uri=tracking_uri)
+    run = tracking.open_run(
+        evidence_key(evidence),
+        {
+            "interpret.schema_version": str(manifest.schema_version),
+            "interpret.state_sha256": manifest.checkpoint["state_sha256"],
+            "interpret.checkpoint_uri": uri,
+            "interpret.probe_sha256": manifest.inputs["probe_sha256"],
+            "interpret.version": __version__,
+            **({} if step is None else {"interpret.step": str(step)}),
+        },
+        tracking.Destination(tracking_uri, experiment, run_id, name, parent_run_id, force),
+        # A partial audit is done only for another partial one: the collector may have failed for want of memory.
+        accepted={"complete", manifest.status},
+    )
+    if run.recognised:
+        logger.info("run %s already holds this audit: nothing was written; force makes a new run", run.run_id)
+    return run
+
+
+def checkpoint_name(uri: str) -> str:
+    """A short name for an audit, from its checkpoint's address.
+
+    >>> checkpoint_name("runs:/3f2a/weights/best.pt"), checkpoint_name("models:/net@champion")
+    ('best', 'net@champion')
+    """
+    if uri.startswith(("models:/", "torchvision:")):
+        return uri.partition(":")[2].strip("/")
+    return PurePosixPath(uri.replace("\\", "/")).stem
+
+
+def _upload(evidence: Evidence, run: AuditRun) -> None:
+    from interpret import tracking
+
+    run.upload_folder(evidence.folder, tracking.BUNDLE)
+    run.log_table(layers_table(evidence), f"{tracking.BUNDLE}/layers_table.json")
+
+
+def _upload_compact_report(evidence: Evidence, run: AuditRun) -> None:
+    """The small report at the top level, which MLflow's compare-runs page shows beside those of other runs."""
+    from interpret import reporting
+
+    with tempfile.TemporaryDirectory() as folder:
+        written = reporting.write_report(evidence, folder, ["html"], reporting.ReportOptions(compact=True))
+        run.upload_file(written["html"].rename(Path(folder, "interpret_report.html")))
+
+
+def _finish(evidence: Evidence, run: AuditRun, step: int) -> None:
+    run.finish(evidence.manifest.status, audit_metrics(evidence, step))

@@ -1,0 +1,319 @@
+"""From the addresses that people type to evidence: checkpoints, images and runs, wherever they lie.
+
+torch and mlflow are imported by the functions that need them: reading runs never loads torch, and an audit of local
+files never loads mlflow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interpret.errors import CheckpointError, ImageError, LayerError, did_you_mean
+from interpret.evidence import ARRAY_FILES, Call, Evidence, read_evidence, unique_labels
+from interpret.publishing import Progress, checkpoint_name
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from interpret.checkpoint import Checkpoint, PublishedWeights
+    from interpret.images import Preprocessing
+
+
+def audit_checkpoint(
+    checkpoint: str,
+    images: str | Path,
+    out: str | Path | None = None,
+    *,
+    model: str | None = None,
+    model_arguments: Mapping[str, object] | None = None,
+    branch: str | None = None,
+    preprocess: str | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    labels: str | Path | None = None,
+    labels_from_folders: bool = False,
+    class_names: str | Path | None = None,
+    targets: str | Evidence = "predicted",
+    layers: Sequence[str] = (),
+    methods: Sequence[str] | None = None,
+    probe_count: int = 64,
+    display_count: int = 4,
+    batch_size: int = 16,
+    device: str | None = None,
+    seed: int = 0,
+    tracking_uri: str | None = None,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Audit a checkpoint that lies anywhere, on images that lie on this disk.
+
+    Args:
+        checkpoint: a file; `runs:/...`, `models:/...`, `mlflow-artifacts:/...`; or `torchvision:` weights, which imply
+            the model, its preprocessing and its class names.
+        images: a folder, a file or a glob.
+        out: folder of the bundle, empty or absent; None for a temporary one.
+        model: the architecture's spec.
+        model_arguments: of its builder; strings are read as Python literals where they are one.
+        branch: which weights to take from a file that holds several.
+        preprocess: spec of a callable, image to tensor, instead of the five options that follow.
+        resize: shorter side in pixels; these five default to the weights' own values, else to ImageNet's.
+        crop: side of the centre crop.
+        mean: of values in [0, 1].
+        std: of values in [0, 1].
+        interpolation: "bilinear", "bicubic", ...
+        labels: CSV file with the columns file,label.
+        labels_from_folders: the folder of an image is its class.
+        class_names: file with the names of the classes.
+        targets: "predicted", "label", a class index, a RUN whose targets are taken, or several of these by commas; or
+            the evidence of another audit.
+        layers: globs of the calls with pictures and maps.
+        methods: class activation map methods; None for the default ones.
+        probe_count: at most so many images, evenly spaced.
+        display_count: images with pictures and maps.
+        batch_size: images per forward.
+        device: where to run.
+        seed: of everything random.
+        tracking_uri: where `runs:/` and `models:/` addresses are looked up.
+        progress: called with (stage, done, total).
+
+    Raises:
+        InterpretError: anything that was given does not exist or does not fit; the message says what.
+    """
+    from interpret import auditing
+    from interpret.images import find_images, load_images, read_class_names
+    from interpret.maps import DEFAULT_METHODS
+
+    notify = progress or (lambda stage, done, total: None)
+    with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+        notify("checkpoint", 0, 1)
+        network, loaded, weights = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
+        notify("checkpoint", 1, 1)
+        framing = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": interpolation}
+        preprocessing = _preprocessing(preprocess, framing, weights)
+        names = weights.class_names if weights is not None else None
+        if class_names is not None:
+            names = read_class_names(class_names)
+        paths = find_images(images)
+        root = Path(images) if Path(images).is_dir() else None
+        probe = load_images(
+            paths,
+            preprocessing,
+            labels=_labels(paths, root, labels, labels_from_folders, names),
+            limit=probe_count,
+            display_count=display_count,
+            root=root,
+            progress=lambda done, total: notify("images", done, total),
+        )
+        return auditing.audit(
+            network,
+            probe,
+            out,
+            methods=DEFAULT_METHODS if methods is None else methods,
+            layers=list(layers) or None,
+            targets=_targets(targets, len(probe), Path(folder), tracking_uri),
+            class_names=names,
+            checkpoint=loaded,
+            display_count=display_count,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def audit_several(
+    checkpoints: Sequence[str],
+    folder: Path,
+    *,
+    targets: str = "predicted",
+    progress: Callable[[str], Progress],
+    **options: Any,
+) -> dict[str, Evidence]:
+    """Audit checkpoints on the same images into `folder/NAME`; the others explain the targets of the first.
+
+    Bundles that an earlier call left there are replaced.
+
+    Args:
+        checkpoints: as :func:`audit_checkpoint` takes them.
+        folder: where the bundles go.
+        targets: of the first checkpoint.
+        progress: from the name of an audit to its progress.
+        **options: the others of :func:`audit_checkpoint`.
+
+    Returns:
+        Name to evidence, in the order given.
+    """
+    audited: dict[str, Evidence] = {}
+    names = unique_labels([checkpoint_name(checkpoint) for checkpoint in checkpoints])
+    for name, checkpoint in zip(names, checkpoints, strict=True):
+        out = folder / re.sub(r"[^\w.@ ()-]", "_", name)
+        _remove_bundle(out)
+        chosen = next(iter(audited.values()), targets)
+        audited[name] = audit_checkpoint(checkpoint, out=out, targets=chosen, progress=progress(name), **options)
+    return audited
+
+
+def _remove_bundle(folder: Path) -> None:
+    """Remove a bundle, also one whose audit was killed; a folder that holds anything else stays, and is refused later."""
+    written = {f"{kind}.npz" for kind in ARRAY_FILES} | {"manifest.json", "journal.json", "summary.txt", "weights.json"}
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= written | {"previews", "report"}:
+        shutil.rmtree(folder)
+
+
+def calls_of(
+    checkpoint: str,
+    model: str | None,
+    model_arguments: Mapping[str, object] | None = None,
+    branch: str | None = None,
+    input_shape: Sequence[int] = (3, 224, 224),
+    *,
+    tracking_uri: str | None = None,
+) -> tuple[Call, ...]:
+    """Every call of a checkpoint's model, found by one forward of a random image.
+
+    Args:
+        checkpoint: as :func:`audit_checkpoint` takes it, like the three that follow.
+        model: the architecture's spec.
+        model_arguments: of its builder.
+        branch: which weights to take from a file that holds several.
+        input_shape: (C, H, W) of the image.
+        tracking_uri: where `runs:/` and `models:/` addresses are looked up.
+
+    Raises:
+        InterpretError: the checkpoint cannot be found or loaded, or the model does not take such an image.
+    """
+    import torch
+
+    from interpret import hooks
+
+    with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+        network, _, _ = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
+    image = torch.rand((1, *input_shape), generator=torch.Generator().manual_seed(0))
+    return hooks.layers(network, image)
+
+
+def fetch_runs(
+    runs: Sequence[str], folder: Path, *, tracking_uri: str | None = None
+) -> tuple[list[Evidence], list[dict[str, Any]]]:
+    """The evidence of runs, and what MLflow says of each (`run_id`, `run_name`, `step`; nothing for a folder).
+
+    Args:
+        runs: MLflow runs, or folders that hold bundles.
+        folder: for downloads.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: MLflow does not hold a run, or it holds no finished audit.
+        EvidenceError: a folder holds no evidence.
+    """
+    evidence, origins = [], []
+    for number, run in enumerate(runs):
+        origin: dict[str, Any] = {}
+        place = Path(run)
+        if not place.is_dir():
+            from interpret import tracking
+
+            run_id = tracking.resolve_run(run, tracking_uri=tracking_uri)
+            place = tracking.fetch_evidence(run_id, folder / f"{number:03d}", tracking_uri=tracking_uri)
+            origin = tracking.run_origin(run_id, tracking_uri=tracking_uri)
+        evidence.append(read_evidence(place))
+        origins.append(origin)
+    return evidence, origins
+
+
+def _load(
+    uri: str,
+    model: str | None,
+    arguments: Mapping[str, object] | None,
+    branch: str | None,
+    folder: Path,
+    tracking_uri: str | None,
+) -> tuple[nn.Module, Checkpoint, PublishedWeights | None]:
+    """The model with the checkpoint's weights in it, and what published weights imply."""
+    from interpret.checkpoint import build_model, load_state, read_checkpoint, weights_of
+
+    weights = None
+    if uri.startswith("torchvision:"):
+        weights = weights_of(uri)
+        checkpoint = weights.read()
+        if model is None:
+            model, arguments = weights.spec, {**weights.arguments, **(arguments or {})}
+    elif model is None:
+        raise CheckpointError(f"{uri!r} holds weights, not an architecture; name it, as --model torchvision:resnet50")
+    elif uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        from interpret import tracking
+
+        fetched = tracking.fetch_checkpoint(uri, folder / "checkpoint", tracking_uri=tracking_uri)
+        checkpoint = read_checkpoint(fetched.path, uri=fetched.uri, branch=branch)
+    else:
+        checkpoint = read_checkpoint(uri, branch=branch)
+    network = build_model(model, arguments)
+    return network, load_state(network, checkpoint), weights
+
+
+def _preprocessing(spec: str | None, framing: Mapping[str, Any], weights: PublishedWeights | None) -> Preprocessing:
+    """The preprocessing that was asked for; what was not said is the weights' own, else ImageNet's."""
+    from interpret.images import Preprocessing
+
+    given = {name: value for name, value in framing.items() if value is not None}
+    if spec is not None:
+        if given:
+            raise ImageError(f"--preprocess {spec} does all of it; leave out --{', --'.join(given)}")
+        return Preprocessing.from_callable(spec)
+    known = Preprocessing() if weights is None else Preprocessing.from_weights(weights.transform, weights.uri)
+    if not given:
+        return known
+    if known.transform is not None:
+        known = Preprocessing()
+    given = {name: tuple(value) if name in ("mean", "std") else value for name, value in given.items()}
+    return dataclasses.replace(known, source="options", name=None, **given)
+
+
+def _labels(
+    paths: Sequence[Path],
+    root: Path | None,
+    file: str | Path | None,
+    from_folders: bool,
+    class_names: Sequence[str] | None,
+) -> tuple[int | None, ...] | None:
+    from interpret.images import image_names, labels_from_folders, read_labels
+
+    if not from_folders:
+        return None if file is None else read_labels(file, image_names(paths, root), class_names)
+    if file is not None:
+        raise ImageError(f"labels come from {str(file)!r} or from the folders, not from both; leave one out")
+    if root is None:
+        raise ImageError("labels from folders need a folder as --images, and below it a folder for each class")
+    return labels_from_folders(paths, root, class_names)
+
+
+def _targets(targets: str | Evidence, count: int, folder: Path, tracking_uri: str | None) -> Any:
+    """Targets as `audit` takes them; several class indices alone become one row per image, (N, R)."""
+    if isinstance(targets, Evidence):
+        return targets
+    words = [word.strip() for word in targets.split(",")]
+    chosen = [_target(word, folder / f"targets-{number}", tracking_uri) for number, word in enumerate(words)]
+    if len(chosen) == 1:
+        return chosen[0]
+    indices = [target for target in chosen if isinstance(target, int)]
+    return np.tile(np.array(indices), (count, 1)) if len(indices) == len(chosen) else chosen
+
+
+def _target(word: str, folder: Path, tracking_uri: str | None) -> str | int | Evidence:
+    if word in ("predicted", "label"):
+        return word
+    if word.isdecimal():
+        return int(word)
+    if not Path(word).is_dir() and (hint := did_you_mean(word, ("predicted", "label"))):
+        raise LayerError(f"target {word!r} is neither predicted, label, a class index nor a run{hint}")
+    return fetch_runs([word], folder, tracking_uri=tracking_uri)[0][0]
