@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, M
 from interpret.functional.cam import check_methods
 from interpret.images import Preprocessing, ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
+from interpret.targets import are_several, in_words, target_scores
+from interpret.tracing import Trace, run, select, state_of, trace, unwrap
 
 COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps)
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
@@ -65,13 +68,17 @@ def audit(
 
     Args:
         model: any network with weights loaded; nothing of it is changed, except that it is moved where ``device`` says.
-        images: a preprocessed tensor (N, C, H, W); paths (a folder, a glob, or files) with ``preprocessing``; or loaded probe images.
+        images: a preprocessed tensor (N, C, H, W); paths (a folder, a glob, or files) with ``preprocessing``; or
+            loaded probe images.
         out: folder of the bundle, empty or absent; None for a temporary one that lives as long as the evidence.
         methods: class activation map methods; an empty sequence for none.
         layers: where pictures and maps are taken; None for convolutions (and, for pictures, stage ends).
-        targets: what maps explain: "predicted", "label", a class index, one per image, an (N, R) array, a callable ``outputs -> (N,)``, a
+        targets: what maps explain: "predicted", "label", a class index, one per image, an (N, R) array, a callable
+            ``outputs -> (N,)``, a
             list of these, or the evidence of another audit, whose targets are taken image by image.
-        names, labels, class_names: names of the images, their classes (None where unknown), and the names of the classes.
+        names: names of the images.
+        labels: their classes, None where unknown.
+        class_names: the names of the classes.
         display_images: (D, H, W, 3) uint8 pictures of the first images, for tensors.
         preprocessing: how paths become tensors; ImageNet's by default.
         checkpoint: where the weights came from, for the manifest.
@@ -90,7 +97,7 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     clock = _Clock()
     methods = check_methods(methods)
-    model = hooks.unwrap(model)
+    model = unwrap(model)
     if batch_size < 1:
         raise InterpretError(f"batch size {batch_size} is not positive")
     probe = _probe(images, names, labels, display_images, preprocessing, display_count, report)
@@ -102,9 +109,9 @@ def audit(
     with EvidenceWriter(None if out is None else Path(out)) as writer:
         with hooks.undisturbed(model, seed), _quiet():
             report("trace", 0, 1)
-            trace = hooks.trace(model, tensor)
+            traced = trace(model, tensor)
             clock.stop("trace")
-            setting = _setting(model, checkpoint, trace, probe, methods, layers)
+            setting = _setting(model, checkpoint, traced, probe, methods, layers)
             crew = Crew([collector(setting) for collector in COLLECTORS])
             _forward(model, tensor, setting, crew, _targets(targets, probe), batch_size, report)
             clock.stop("forward and backward")
@@ -183,12 +190,12 @@ def _probe(
 def _setting(
     model: nn.Module,
     checkpoint: Checkpoint | None,
-    trace: hooks.Trace,
+    trace: Trace,
     probe: ProbeImages,
     methods: tuple[str, ...],
     layers: Sequence[str] | str | None,
 ) -> Setting:
-    state = hooks.state_of(model)
+    state = state_of(model)
     if checkpoint is not None:
         # as stored: a half-precision file loaded into a float32 model keeps its own identity
         state = {name: checkpoint.state.get(name, tensor) for name, tensor in state.items()}
@@ -196,7 +203,7 @@ def _setting(
         pictures = [call for call in trace.calls if (call.kind == "convolution" or call.stage_end) and has_maps(call)]
         maps = list(default_layers(trace.calls))
     else:
-        chosen = hooks.select(trace.calls, layers)
+        chosen = select(trace.calls, layers)
         pictures = maps = [call for call in chosen if has_maps(call)]
     return Setting(
         model=model,
@@ -264,7 +271,7 @@ def _forward(
     """Every image once; the displayed ones with a graph, so that their maps come from the same forward."""
     count, displayed = setting.count, setting.displayed
     bounds = sorted({*range(0, displayed, batch_size), displayed, *range(displayed, count, batch_size), count})
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         maps = crew.maps if stop <= displayed else None
         if maps is not None and not maps.wanted:
             maps = None
@@ -272,11 +279,11 @@ def _forward(
             torch.set_grad_enabled(maps is not None),
             hooks.visiting(model, setting.trace.calls, _visit(crew, start, maps)),
         ):
-            output = hooks.run(model, images[start:stop])
+            output = run(model, images[start:stop])
         with torch.no_grad():
             crew.each(lambda collector, output=output, start=start: collector.predict(output, start))  # type: ignore[misc]
         if maps is not None:
-            scores, indices = hooks.target_scores(output, targets(start, stop))
+            scores, indices = target_scores(output, targets(start, stop))
             crew.attempt(maps, lambda _, maps=maps, scores=scores, indices=indices: maps.explain(scores, indices))  # type: ignore[misc]
         report("forward and backward", stop, count)
 
@@ -319,7 +326,7 @@ def _repeat(model: nn.Module, images: Tensor, setting: Setting, crew: Crew, repo
             torch.backends.mkldnn.flags(enabled=False),
             hooks.visiting(model, setting.trace.calls, visit),
         ):
-            hooks.run(model, images[index : index + 1])
+            run(model, images[index : index + 1])
         report("noise floor", index + 1, REPEATED_IMAGES)
 
 
@@ -329,9 +336,7 @@ def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
         chosen: Any = _targets_of(targets, probe)
     elif isinstance(targets, str) and targets == "label":
         chosen = _labels(probe)
-    elif isinstance(targets, list | tuple) and any(
-        isinstance(target, str | Evidence) or callable(target) for target in targets
-    ):
+    elif are_several(targets):
         parts = [_targets(target, probe) for target in targets]
         return lambda start, stop: [part(start, stop) for part in parts]
     else:
@@ -341,7 +346,8 @@ def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
     array = np.asarray(chosen)
     if array.ndim not in (1, 2) or len(array) < len(probe.pictures):
         raise LayerError(
-            f"targets of shape {array.shape} do not fit {len(probe.images)} images; give one class per image, or an (N, R) array"
+            f"targets of shape {array.shape} do not fit {len(probe.images)} images; "
+            "give one class per image, or an (N, R) array"
         )
     return lambda start, stop: array[start:stop]
 
@@ -367,7 +373,8 @@ def _targets_of(evidence: Evidence, probe: ProbeImages) -> Array:
     ]
     if missing:
         raise LayerError(
-            f"image {missing[0]!r} was not displayed in the audit {evidence.folder}, so it has no target there; audit the same images"
+            f"image {missing[0]!r} was not displayed in the audit {evidence.folder}, so it has no target there; "
+            "audit the same images"
         )
     return np.stack([known[digest] for digest in probe.source_sha256[: len(probe.pictures)]])
 
@@ -447,7 +454,7 @@ def _manifest(
         collectors={name: crew.states[name] for name in crew.names},
         settings={
             "methods": list(setting.methods),
-            "targets": _targets_in_words(targets),
+            "targets": in_words(targets),
             "display_count": setting.displayed,
             "batch_size": batch_size,
             "pictures": [call.key for call in trace.calls if call.key in setting.pictures],
@@ -455,22 +462,6 @@ def _manifest(
         },
         files={},
     )
-
-
-def _targets_in_words(targets: Any) -> str:
-    if isinstance(targets, Evidence):
-        return f"those of audit {targets.digest[:12]}"
-    if targets is None or isinstance(targets, str):
-        return targets or "predicted"
-    if callable(targets):
-        return f"callable {getattr(targets, '__qualname__', type(targets).__name__)}"
-    if isinstance(targets, int | np.integer):
-        return f"class {int(targets)}"
-    if isinstance(targets, list | tuple) and any(
-        isinstance(target, str | Evidence) or callable(target) for target in targets
-    ):
-        return ", ".join(_targets_in_words(target) for target in targets)
-    return "given class indices"
 
 
 def collectors_failed(evidence: Evidence) -> Mapping[str, str]:

@@ -255,7 +255,7 @@ def _name(evidence: Evidence, origin: Mapping[str, Any]) -> str:
     if origin.get("run_name"):
         return str(origin["run_name"])
     folder = evidence.folder.resolve()
-    if evidence._release is not None:  # temporary: the folder's name is random
+    if evidence.temporary:  # temporary: the folder's name is random
         return str(evidence.manifest.model["name"])
     return folder.parent.name if folder.name in ("interpret", "evidence") else folder.name
 

@@ -154,6 +154,11 @@ class Evidence:
         if self._release is not None:
             self._release()
 
+    @property
+    def temporary(self) -> bool:
+        """Whether the bundle goes with this object."""
+        return self._release is not None
+
     @cached_property
     def call(self) -> Mapping[str, Call]:
         """The calls by key."""
@@ -166,12 +171,13 @@ class Evidence:
             return ()
         entries = json.loads(self._read("weights.json"))["tensors"]
         return tuple(
-            TensorRecord(index=index, **{**entry, "shape": tuple(entry["shape"])}) for index, entry in enumerate(entries)
+            TensorRecord(index=index, **{**entry, "shape": tuple(entry["shape"])})
+            for index, entry in enumerate(entries)
         )
 
     @cached_property
     def summary(self) -> str:
-        """torchinfo's table, or an empty string where it was not recorded."""
+        """Torchinfo's table, or an empty string where it was not recorded."""
         return self._read("summary.txt").decode() if "summary.txt" in self.manifest.files else ""
 
     @cached_property
@@ -269,7 +275,8 @@ class EvidenceWriter:
     Use it as a context manager: leaving it without :meth:`finish` removes what was written.
 
     Args:
-        folder: where to write; must be empty or absent. None makes a temporary folder that lives as long as the evidence.
+        folder: where to write; must be empty or absent. None makes a temporary folder that lives as long as the
+            evidence.
 
     Raises:
         EvidenceError: the folder holds something.
@@ -356,7 +363,9 @@ def read_evidence(folder: str | Path) -> Evidence:
         if not given.exists():
             raise EvidenceError(f"evidence folder {str(given)!r} does not exist")
         parts = any(path.suffix == ".npz" for path in given.iterdir()) if given.is_dir() else False
-        what = "holds an unfinished audit (no manifest.json)" if parts else "holds no evidence bundle (no manifest.json)"
+        what = (
+            "holds an unfinished audit (no manifest.json)" if parts else "holds no evidence bundle (no manifest.json)"
+        )
         raise EvidenceError(f"{str(given)!r} {what}; run `interpret audit ... --out FOLDER` to make one")
     try:
         content = json.loads((found / "manifest.json").read_text("utf-8"))
@@ -365,7 +374,8 @@ def read_evidence(folder: str | Path) -> Evidence:
         raise EvidenceError(f"{found / 'manifest.json'} cannot be read as a manifest: {error}") from error
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise EvidenceError(
-            f"{found} has bundle version {version}, but this release reads up to {SCHEMA_VERSION}; upgrade mlflow-interpret"
+            f"{found} has bundle version {version}, but this release reads up to {SCHEMA_VERSION}; "
+            "upgrade mlflow-interpret"
         )
     return Evidence(found, _manifest(content, found))
 

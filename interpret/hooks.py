@@ -1,14 +1,13 @@
 """One forward and one backward of a model under observation, with everything restored afterwards.
 
-The rules, each from a fault seen in practice: a call is keyed by name and execution, because modules run several times; an output that an
-in-place operation will overwrite is found by a first forward and cloned; gradients are taken by tensor hooks and :func:`torch.autograd.grad`,
-never by ``backward()``, so the user's ``.grad`` and module hooks stay as they are.
+The rules, each from a fault seen in practice: a call is keyed by name and execution, because modules run several
+times; an output that an in-place operation will overwrite is found by a first forward and cloned; gradients are taken
+by tensor hooks and :func:`torch.autograd.grad`, never by ``backward()``, so the user's ``.grad`` and module hooks stay
+as they are.
 """
 
 from __future__ import annotations
 
-import fnmatch
-import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,80 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchinfo
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from interpret.errors import InterpretError, LayerError, did_you_mean
 from interpret.evidence import Call
+from interpret.targets import target_scores
+from interpret.tracing import canonical_name, input_tensor, output_tensor, run, select, trace, unwrap
 
 Visit = Callable[[Call, nn.Module, Tensor | None, Tensor], Tensor | None]
-
-_ACTIVATION_MODULE = "torch.nn.modules.activation"
-_NORMALIZATIONS = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.RMSNorm,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """What one forward of one image tells about a model.
-
-    Attributes:
-        calls: every execution of a named module with a tensor output, in order of completion.
-        unused: state tensors whose module, and whose ancestors, never ran.
-        summary: torchinfo's table, or an empty string.
-        summary_error: why there is no table, or an empty string.
-        output_shape: shape of the model's output for one image, or None where it is not a tensor.
-        multiply_adds: of one forward of one image.
-    """
-
-    calls: tuple[Call, ...]
-    unused: tuple[str, ...]
-    summary: str
-    summary_error: str
-    output_shape: tuple[int, ...] | None
-    multiply_adds: int
-
-    @property
-    def architecture_digest(self) -> str:
-        """sha256 over kind, type, shapes and number of parameters of every call; names do not enter."""
-        rows = [(call.kind, call.type, call.output_shape, call.parameters) for call in self.calls]
-        return hashlib.sha256(repr(rows).encode()).hexdigest()
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside ``torch.compile`` and data-parallel wrappers."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
-
-
-def canonical_name(name: str) -> str:
-    """A module's or tensor's name without the wrappers of ``torch.compile``."""
-    return name.replace("_orig_mod.", "")
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the model's state under canonical names, in its order."""
-    return {
-        canonical_name(name): value for name, value in unwrap(model).state_dict().items() if isinstance(value, Tensor)
-    }
 
 
 @contextmanager
 def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Evaluation mode with frozen parameters, full gradients and a fixed seed; all of it undone on leaving, also after an error.
+    """Evaluation mode, frozen parameters, gradients on, a fixed seed; all undone on leaving, also after an error.
 
-    Restored: every module's training flag, every parameter's ``requires_grad``, buffers, random states of torch, numpy and Python.
+    Restored: every module's training flag, every parameter's ``requires_grad``, buffers, random states of torch, numpy
+        and Python.
     """
     flags = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -126,248 +66,14 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
 
 
-def kind_of(module: nn.Module) -> str:
-    """The kind of a module: "convolution", "linear", "normalization", "activation", "pooling", "attention", "container" or "other"."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "convolution"
-    if isinstance(module, nn.Linear | nn.Bilinear):
-        return "linear"
-    if isinstance(module, _NORMALIZATIONS):
-        return "normalization"
-    if isinstance(module, nn.MultiheadAttention) or "attention" in type(module).__name__.lower():
-        return "attention"
-    origins = {base.__module__ for base in type(module).__mro__}
-    if _ACTIVATION_MODULE in origins:
-        return "activation"
-    if "torch.nn.modules.pooling" in origins:
-        return "pooling"
-    return "container" if any(True for _ in module.children()) else "other"
-
-
-def output_tensor(output: Any) -> Tensor | None:
-    """The tensor of a module's output: the output itself, or the first entry of a tuple or list; None where there is none."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) and output.is_floating_point() else None
-
-
-def input_tensor(arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Tensor | None:
-    """The first tensor among a module's arguments."""
-    values = [*arguments, *(keywords or {}).values()]
-    return next((value for value in values if isinstance(value, Tensor)), None)
-
-
-def trace(model: nn.Module, images: Tensor) -> Trace:
-    """One forward of the first image: the call table, overwritten outputs, multiply-adds and torchinfo's table.
-
-    Args:
-        model: any network; call it inside :func:`undisturbed`.
-        images: preprocessed, shape (N, C, H, W).
-
-    Raises:
-        InterpretError: the model fails on the image.
-    """
-    recorder = _Recorder(model)
-    image = images[:1].clone()
-    summary, summary_error = "", ""
-    with recorder.watching(), torch.no_grad(), FlopCounterMode(display=False) as recorder.flops:
-        try:
-            summary = str(torchinfo.summary(model, input_data=[image], verbose=0, depth=100, device=image.device))
-        except RuntimeError as error:
-            # torchinfo wraps whatever happens; a bare forward tells the model's faults from torchinfo's own
-            summary_error = f"torchinfo cannot summarise this model: {error.__cause__ or error}"
-            recorder.restart()
-            run(model, image)
-    return recorder.finish(summary, summary_error)
-
-
-def run(model: nn.Module, images: Tensor) -> Any:
-    """The model's output.
-
-    Raises:
-        InterpretError: the model fails; the message quotes its error and the input's shape.
-    """
-    try:
-        return model(images)
-    except InterpretError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
-        raise InterpretError(
-            f"{type(model).__name__} failed on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}; "
-            "check the number of channels, the size and the preprocessing"
-        ) from error
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What a hook notes of one execution; tensors are kept until the forward ends, so that identities stay unique."""
-
-    name: str
-    module: nn.Module
-    input: Tensor | None
-    output: Tensor
-    version: int
-    multiply_adds: int
-
-
-class _Recorder:
-    """Builds the call table from the hooks of one forward."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.names = {module: canonical_name(name) for name, module in model.named_modules()}
-        own_state = any(True for _ in model.parameters(recurse=False)) or any(
-            True for _ in model.buffers(recurse=False)
-        )
-        # the root has no name; it is a call only where tensors would otherwise belong to nothing
-        self.watched = [module for module, name in self.names.items() if name or own_state]
-        self.flops = FlopCounterMode(display=False)
-        self.seen: list[_Seen] = []
-        self.started: list[int] = []
-        self.output: Tensor | None = None
-
-    def restart(self) -> None:
-        self.seen.clear()
-        self.started.clear()
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for module in self.watched:
-                stack.callback(module.register_forward_pre_hook(self._before).remove)
-                stack.callback(module.register_forward_hook(self._after, with_kwargs=True).remove)
-            stack.callback(self.model.register_forward_hook(self._root).remove)
-            yield
-
-    def _before(self, module: nn.Module, arguments: Any) -> None:
-        self.started.append(self.flops.get_total_flops())
-
-    def _after(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-        flops = self.flops.get_total_flops() - self.started.pop()
-        tensor = output_tensor(output)
-        if tensor is not None:
-            version = tensor._version
-            source = input_tensor(arguments, keywords)
-            self.seen.append(_Seen(self.names[module], module, source, tensor, version, flops // 2))
-
-    def _root(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        self.output = output_tensor(output)
-
-    def finish(self, summary: str, summary_error: str) -> Trace:
-        calls: list[Call] = []
-        executions: dict[str, int] = {}
-        producers: dict[int, str] = {}
-        channel_last: set[tuple[int, ...]] = set()
-        for position, seen in enumerate(self.seen):
-            occurrence = executions.get(seen.name, 0)
-            executions[seen.name] = occurrence + 1
-            key = seen.name if occurrence == 0 else f"{seen.name}#{occurrence}"
-            kind = kind_of(seen.module)
-            shape = _one_image(seen.output)
-            if kind in ("convolution", "linear"):
-                producers[id(seen.output)] = key
-            layout = _layout(seen.module, kind, shape, channel_last)
-            if layout == "NHWC":
-                channel_last.add(shape)
-            calls.append(
-                Call(
-                    key=key,
-                    name=seen.name,
-                    occurrence=occurrence,
-                    position=position,
-                    type=type(seen.module).__name__,
-                    kind=kind,
-                    input_shape=None if seen.input is None else _one_image(seen.input),
-                    output_shape=shape,
-                    layout=layout,
-                    parameters=0,
-                    multiply_adds=seen.multiply_adds,
-                    tensors=(),
-                    unit=producers.get(id(seen.input), key) if kind == "normalization" else key,
-                    stage_end=False,
-                    overwritten=seen.output._version != seen.version,
-                )
-            )
-        calls = _mark_stage_ends(calls)
-        calls, unused = _assign_tensors(self.model, calls)
-        shape = None if self.output is None else _one_image(self.output)
-        total = self.flops.get_total_flops() // 2
-        return Trace(tuple(calls), unused, summary, summary_error, shape, total)
-
-
-def _one_image(tensor: Tensor) -> tuple[int, ...]:
-    return tuple(int(size) for size in tensor.shape)
-
-
-def _layout(module: nn.Module, kind: str, shape: tuple[int, ...], channel_last: set[tuple[int, ...]]) -> str:
-    """Where the channels lie; 4-D outputs of linear layers and LayerNorm, and of the containers around them, are channel-last."""
-    if len(shape) == 2:
-        return "NC"
-    if len(shape) == 3:
-        return "NTC"
-    if len(shape) != 4:
-        return "other"
-    normalized = getattr(module, "normalized_shape", None)
-    last = kind == "linear" or (isinstance(module, nn.LayerNorm) and normalized == (shape[-1],) != (shape[1],))
-    inherits = kind not in ("convolution", "pooling") and shape in channel_last and shape[1] != shape[-1]
-    return "NHWC" if last or inherits else "NCHW"
-
-
-def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
-    """A stage ends at the last call of each spatial size larger than 1 x 1, among the calls that lie in the fewest other calls.
-
-    The second condition passes over the first layers of a strided block, which still work at the size of the stage before.
-    """
-    names = {call.name for call in calls if call.name}
-    last: dict[tuple[int, int], tuple[int, int]] = {}
-    for call in calls:
-        size = call.spatial_shape
-        if size is None or max(size) == 1:
-            continue
-        parts = call.name.split(".")
-        depth = sum(".".join(parts[:end]) in names for end in range(1, len(parts)))
-        if size not in last or depth <= last[size][0]:
-            last[size] = depth, call.position
-    ends = {position for _, position in last.values()}
-    return [replace(call, stage_end=call.position in ends) for call in calls]
-
-
-def _assign_tensors(model: nn.Module, calls: Sequence[Call]) -> tuple[list[Call], tuple[str, ...]]:
-    """Give every tensor of the state to its module's first call, or to the nearest ancestor that ran.
-
-    The root counts only for tensors of its own: it always runs, and what lies below it without running is unused.
-    """
-    first_name = {id(module): canonical_name(name) for name, module in model.named_modules()}
-    path_to_module = {canonical_name(name): module for name, module in model.named_modules(remove_duplicate=False)}
-    key_of = {call.name: call.key for call in reversed(calls)}
-    parameters = {canonical_name(name) for name, _ in model.named_parameters()}  # tied ones count once
-    owned: dict[str, list[str]] = {}
-    sizes: dict[str, int] = {}
-    unused: list[str] = []
-    for name, tensor in state_of(model).items():
-        path = name.rpartition(".")[0]
-        owner = first_name[id(path_to_module[path])] if path in path_to_module else path
-        while owner not in key_of and "." in owner:
-            owner = owner.rpartition(".")[0]
-        if owner not in key_of:
-            unused.append(name)
-            continue
-        owned.setdefault(key_of[owner], []).append(name)
-        if name in parameters:
-            sizes[key_of[owner]] = sizes.get(key_of[owner], 0) + tensor.numel()
-    assigned = [
-        replace(call, tensors=tuple(owned.get(call.key, ())), parameters=sizes.get(call.key, 0)) for call in calls
-    ]
-    return assigned, tuple(unused)
-
-
 @contextmanager
 def visiting(
     model: nn.Module, calls: Sequence[Call], visit: Visit, enter: Callable[[Call, Tensor | None], None] | None = None
 ) -> Iterator[None]:
-    """While open, ``visit(call, module, input, output)`` sees every call; what it returns, if anything, replaces the output.
+    """While open, ``visit(call, module, input, output)`` sees every call; what it returns replaces the output.
 
-    ``enter(call, input)`` comes before the call runs, when no in-place operation has overwritten the input yet. Executions that :func:`trace` did not see (networks that run differently from image to image) are passed over.
+    ``enter(call, input)`` comes before the call runs, when no in-place operation has overwritten the input yet.
+    Executions that :func:`trace` did not see (networks that run differently from image to image) are passed over.
     """
     by_name: dict[str, dict[int, Call]] = {}
     for call in calls:
@@ -409,37 +115,17 @@ def visiting(
         yield
 
 
-def select(calls: Sequence[Call], layers: Sequence[str] | str | None) -> tuple[Call, ...]:
-    """The calls that ``layers`` names, in order of completion.
+def gradient_leaf(output: Tensor, overwritten: bool) -> tuple[Tensor, Tensor | None]:
+    """The tensor whose gradient is wanted, and what the hook must return in place of the output (None for no change).
 
-    Args:
-        calls: the call table.
-        layers: module names (all executions), call keys, globs, "last" (the last convolution), "stages" (stage ends), or a list of these;
-            None for all.
-
-    Raises:
-        LayerError: a name matches nothing.
+    Parameters are frozen, so the first call of every branch has no graph behind it: it becomes a leaf itself, which
+    spares the gradient of everything before it. A leaf may not be overwritten in place; the network gets a copy where
+    it would.
     """
-    if layers is None:
-        return tuple(calls)
-    chosen: set[str] = set()
-    for pattern in [layers] if isinstance(layers, str) else layers:
-        if pattern == "last":
-            convolutions = [call.key for call in calls if call.kind == "convolution"]
-            matches = convolutions[-1:]
-        elif pattern == "stages":
-            matches = [call.key for call in calls if call.stage_end]
-        else:
-            exact = [call.key for call in calls if pattern in (call.key, call.name)]
-            matches = exact or [call.key for call in calls if fnmatch.fnmatchcase(call.key, pattern)]
-        if not matches:
-            keys = [call.key for call in calls]
-            hint = did_you_mean(pattern, keys)
-            raise LayerError(
-                f"layer {pattern!r} matches none of the {len(keys)} calls{hint or '; list them with `interpret layers`'}"
-            )
-        chosen.update(matches)
-    return tuple(call for call in calls if call.key in chosen)
+    if output.requires_grad:
+        return output, None
+    leaf = output.detach().requires_grad_()
+    return leaf, leaf.clone() if overwritten else leaf
 
 
 def layers(model: nn.Module, images: Tensor) -> tuple[Call, ...]:
@@ -456,6 +142,15 @@ def layers(model: nn.Module, images: Tensor) -> tuple[Call, ...]:
     model = unwrap(model)
     with undisturbed(model):
         return trace(model, images).calls
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What :func:`capture` keeps of one call: detached tensors, None where not asked for or not reached."""
+
+    output: Tensor
+    input: Tensor | None
+    gradient: Tensor | None
 
 
 def capture(
@@ -477,7 +172,8 @@ def capture(
         targets: which class of each image Y is; None for the predicted one. See :func:`target_scores`.
 
     Returns:
-        key -> output, or key -> ``Captured(output, input, gradient)`` where inputs or gradients are asked for. Tensors are detached.
+        key -> output, or key -> ``Captured(output, input, gradient)`` where inputs or gradients are asked for. Tensors
+        are detached.
     """
     model = unwrap(model)
     kept: dict[str, Captured] = {}
@@ -513,87 +209,3 @@ def capture(
     if inputs or gradients:
         return kept
     return {key: value.output for key, value in kept.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """What :func:`capture` keeps of one call: detached tensors, None where not asked for or not reached."""
-
-    output: Tensor
-    input: Tensor | None
-    gradient: Tensor | None
-
-
-def gradient_leaf(output: Tensor, overwritten: bool) -> tuple[Tensor, Tensor | None]:
-    """The tensor whose gradient is wanted, and what the hook must return in place of the output (None for no change).
-
-    Parameters are frozen, so the first call of every branch has no graph behind it: it becomes a leaf itself, which spares the gradient of
-    everything before it. A leaf may not be overwritten in place; the network gets a copy where it would.
-    """
-    if output.requires_grad:
-        return output, None
-    leaf = output.detach().requires_grad_()
-    return leaf, leaf.clone() if overwritten else leaf
-
-
-def logits_of(output: Any) -> Tensor:
-    """The (N, K) logits in a model's output: the output, the first of a tuple, or the "out"/"logits" entry of a mapping.
-
-    Raises:
-        LayerError: there is none.
-    """
-    if isinstance(output, Mapping):
-        output = next((output[key] for key in ("logits", "out") if key in output), None)
-    elif hasattr(output, "logits"):
-        output = output.logits
-    tensor = output_tensor(output)
-    if tensor is None or tensor.ndim != 2:
-        shape = None if tensor is None else tuple(tensor.shape)
-        raise LayerError(
-            f"the model's output is not (N, K) logits (got {type(output).__name__} {shape or ''}); "
-            "give a callable target: outputs -> (N,) scores"
-        )
-    return tensor
-
-
-def target_scores(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
-    """Scores of the targets, shape (N, R), and their class indices, shape (N, R) int64 (-1 for a callable).
-
-    Args:
-        output: what the model returned.
-        targets: None or "predicted" (the largest logit), an int, N ints, an (N, R) array, a callable ``outputs -> (N,)`` scores, or a
-            list of these ("predicted", callables and (N,) tensors mixed).
-
-    Raises:
-        LayerError: a class index is out of range, or the number of targets does not fit the images.
-    """
-    if callable(targets):
-        scores = targets(output)
-        if not isinstance(scores, Tensor) or scores.ndim != 1:
-            raise LayerError("a callable target must return one score per image, shape (N,)")
-        return scores[:, None], torch.full((len(scores), 1), -1)
-    if isinstance(targets, list | tuple) and any(
-        target is None or isinstance(target, str) or callable(target) for target in targets
-    ):
-        parts = [target_scores(output, target) for target in targets]
-        return torch.cat([scores for scores, _ in parts], 1), torch.cat([indices for _, indices in parts], 1)
-    logits = logits_of(output)
-    count, classes = logits.shape
-    if targets is None or (isinstance(targets, str) and targets == "predicted"):
-        indices = logits.detach().argmax(1, keepdim=True).cpu()
-    elif isinstance(targets, str):
-        raise LayerError(f"unknown target {targets!r}; give 'predicted', 'label', a class index or an array of them")
-    else:
-        indices = torch.as_tensor(np.asarray(targets)).to(torch.int64)
-        if indices.ndim == 0:
-            indices = indices.expand(count)
-        if indices.ndim == 1:
-            indices = indices[:, None]
-    if indices.ndim != 2 or len(indices) != count:
-        raise LayerError(
-            f"targets of shape {tuple(indices.shape)} do not fit {count} images; give one class per image, or an (N, R) array"
-        )
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= classes):
-        worst = int(indices.max()) if int(indices.max()) >= classes else int(indices.min())
-        raise LayerError(f"target class {worst} is out of range: the model has {classes} classes (0 to {classes - 1})")
-    return logits.gather(1, indices.to(logits.device)), indices

@@ -13,22 +13,26 @@ from torch.nn import functional
 from interpret.errors import LayerError, did_you_mean
 from interpret.evidence import Call
 from interpret.functional.cam import CAM_METHODS, check_methods, eigen_cam, gradient_maps
-from interpret.hooks import gradient_leaf, run, select, target_scores, trace, undisturbed, unwrap, visiting
+from interpret.hooks import gradient_leaf, undisturbed, visiting
+from interpret.targets import target_scores
+from interpret.tracing import run, select, trace, unwrap
 
-DEFAULT_METHODS = tuple(CAM_METHODS) + ("eigen-cam", "eigen-grad-cam")
+DEFAULT_METHODS = (*CAM_METHODS, "eigen-cam", "eigen-grad-cam")
 
 
 class MapPass:
     """Takes maps at some calls during one forward, and one backward per target, of a chunk of images.
 
-    Activations and gradients are reduced to (n, h, w) maps inside the backward and dropped at once: kept are only the maps.
+    Activations and gradients are reduced to (n, h, w) maps inside the backward and dropped at once: kept are only the
+    maps.
 
     Args:
         calls: where; each needs a spatial output.
         methods: names in :data:`interpret.functional.cam.METHODS`.
 
     Attributes:
-        maps: (method, key) -> one (n, h, w) float32 CPU tensor per target; a call that the target does not depend on has none from gradients.
+        maps: (method, key) -> one (n, h, w) float32 CPU tensor per target; a call that the target does not depend on
+            has none from gradients.
     """
 
     def __init__(self, calls: Sequence[Call], methods: Sequence[str]) -> None:
@@ -120,7 +124,7 @@ class Maps(Mapping[tuple[str, str], Tensor]):
         return len(self._maps)
 
     def heatmap(self, method: str, layer: str, size: tuple[int, int]) -> Tensor:
-        """The maps scaled to [0, 1] per image at the given size (H, W), float32: clamp, scale, bilinear, scale again; no epsilon."""
+        """The maps in [0, 1] per image at size (H, W), float32: clamp, scale, bilinear, scale again; no epsilon."""
         raw = self[method, layer]
         scaled = _unit(raw.clamp_min(0.0))
         flat = scaled.reshape(-1, 1, *scaled.shape[-2:])

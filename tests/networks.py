@@ -26,14 +26,15 @@ def photos(size: int = 160) -> Tensor:
     import sklearn.datasets
     from skimage.transform import resize
 
-    pictures = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), sklearn.datasets.load_sample_image("flower.jpg")]
+    flower = sklearn.datasets.load_sample_image("flower.jpg")
+    pictures = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), flower]
     square = [picture[: min(picture.shape[:2]), : min(picture.shape[:2])] for picture in pictures]
     small = np.stack([resize(picture, (size, size), anti_aliasing=True) for picture in square])
     return torch.from_numpy(small.astype(np.float32)).permute(0, 3, 1, 2).mul(255).sub(127).div(128).contiguous()
 
 
 def lively(name: str, **arguments: object) -> nn.Module:
-    """A torchvision network with seeded random weights, BatchNorm statistics of real photos and a head that tells images apart."""
+    """A torchvision network with seeded weights, BatchNorm statistics of real photos, and a head that tells images apart."""
     import torchvision
 
     torch.manual_seed(0)
@@ -68,3 +69,46 @@ def without_in_place(model: nn.Module) -> nn.Module:
         if hasattr(module, "inplace"):
             module.inplace = False
     return model
+
+
+class Digits(nn.Module):
+    """A small convolutional network for sklearn's digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.ReLU6(inplace=True),
+        )
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+
+@cache
+def digit_images() -> tuple[Tensor, Tensor]:
+    """sklearn's digits as (1797, 1, 8, 8) in [0, 1] and their labels."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16, torch.tensor(digits.target)
+
+
+@cache
+def trained_digits(steps: int = 150) -> nn.Module:
+    """The digits network, trained for a few seconds with a fixed seed."""
+    images, labels = digit_images()
+    torch.manual_seed(0)
+    model = Digits()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(steps):
+        batch = torch.randint(0, 1500, (64,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    return model.eval()

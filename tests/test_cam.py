@@ -10,7 +10,9 @@ from interpret.errors import LayerError
 from interpret.functional import cam
 
 
-def sample(seed: int = 0, shape: tuple[int, int, int, int] = (3, 20, 9, 7), scale: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
+def sample(
+    seed: int = 0, shape: tuple[int, int, int, int] = (3, 20, 9, 7), scale: float = 0.1
+) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     activations = torch.randn(shape, generator=generator).relu_() + 0.01
     return activations, scale * torch.randn(shape, generator=generator)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import interpret
-from interpret import hooks
+from interpret import hooks, tracing
 from interpret.errors import InterpretError, LayerError
 
 
 class Zoo(nn.Module):
-    """Everything that trips hooks: in-place operations, reuse, a shared module, tuples, an unused head, a bare parameter."""
+    """What trips hooks: in-place operations, reuse, a shared module, tuples, an unused head, a bare parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,32 +60,40 @@ def test_call_table(zoo: Zoo) -> None:
     assert [table[key].kind for key in ("stem.0", "stem.1", "relu#1", "stem", "head", "recurrent")] == [
         "convolution", "normalization", "activation", "container", "linear", "other",
     ]  # fmt: skip
-    assert table["block#1"].name == "block" and table["block#1"].occurrence == 1
-    assert table["stem.0"].output_shape == (1, 8, 8, 8) and table["stem.0"].input_shape == (1, 3, 8, 8)
+    assert table["block#1"].name == "block"
+    assert table["block#1"].occurrence == 1
+    assert table["stem.0"].output_shape == (1, 8, 8, 8)
+    assert table["stem.0"].input_shape == (1, 3, 8, 8)
     assert table["stem.0"].multiply_adds == 8 * 3 * 9 * 64, "of one image"
     assert table["head"].multiply_adds == 20
-    assert table["stem.0"].parameters == 8 * 3 * 9 and table["block"].parameters == 8 * 8 * 9 + 8
+    assert table["stem.0"].parameters == 8 * 3 * 9
+    assert table["block"].parameters == 8 * 8 * 9 + 8
     assert table["block#1"].parameters == 0, "parameters belong to the first execution"
-    assert table["stem.1"].unit == "stem.0" and table["stem.0"].unit == "stem.0"
+    assert table["stem.1"].unit == "stem.0"
+    assert table["stem.0"].unit == "stem.0"
     assert table[""].tensors == ("scale",)
     assert {key for key, call in table.items() if call.overwritten} == {"stem.1", "block", "block#1"}
 
 
 def test_every_tensor_of_the_state_has_a_place(zoo: Zoo) -> None:
     with hooks.undisturbed(zoo):
-        trace = hooks.trace(zoo, IMAGES)
+        trace = tracing.trace(zoo, IMAGES)
     placed = [name for call in trace.calls for name in call.tensors]
     assert sorted([*placed, *trace.unused]) == sorted(zoo.state_dict())
     assert trace.unused == ("auxiliary.weight", "auxiliary.bias")
     assert "alias.weight" in dict.fromkeys(placed), "a shared module's second name belongs to its first"
-    assert "Zoo" in trace.summary and trace.summary_error == ""
+    assert "Zoo" in trace.summary
+    assert trace.summary_error == ""
 
 
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
         ("resnet18", ["relu", "layer1", "layer2", "layer3", "layer4"]),
-        ("densenet121", ["features.relu0", "features.denseblock1", "features.denseblock2", "features.denseblock3", "features"]),
+        (
+            "densenet121",
+            ["features.relu0", "features.denseblock1", "features.denseblock2", "features.denseblock3", "features"],
+        ),
         ("vgg11", ["features.4", "features.9", "features.14", "features.19", "avgpool"]),
     ],
 )
@@ -98,7 +106,7 @@ def test_multiply_adds_of_token_models_count_every_token() -> None:
     """torchinfo counts a linear layer once, however many tokens pass through it."""
     vit = torchvision.models.vit_b_16()
     with hooks.undisturbed(vit):
-        trace = hooks.trace(vit, torch.rand(1, 3, 224, 224))
+        trace = tracing.trace(vit, torch.rand(1, 3, 224, 224))
     linear = next(call for call in trace.calls if call.name.endswith("mlp.0"))
     assert linear.multiply_adds == 197 * 768 * 3072
     assert trace.multiply_adds == pytest.approx(16.85e9, rel=1e-3)
@@ -148,7 +156,10 @@ def snapshot(model: nn.Module) -> dict[str, Any]:
         "trainable": [parameter.requires_grad for parameter in model.parameters()],
         "gradients": [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()],
         "modules": [id(module) for module in model.modules()],
-        "hooks": [(len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)) for module in model.modules()],
+        "hooks": [
+            (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+            for module in model.modules()
+        ],
         "torch": torch.get_rng_state(),
         "numpy": np.random.get_state()[1].copy(),  # noqa: NPY002
         "python": random.getstate(),
@@ -220,14 +231,14 @@ def test_select_by_name_key_glob_and_word(zoo: Zoo) -> None:
     calls = interpret.layers(zoo, IMAGES)
 
     def keys(*patterns: str) -> list[str]:
-        return [call.key for call in hooks.select(calls, list(patterns))]
+        return [call.key for call in tracing.select(calls, list(patterns))]
 
     assert keys("block") == ["block", "block#1"]
     assert keys("block#1") == ["block#1"]
     assert keys("stem.*") == ["stem.0", "stem.1", "stem.2"]
     assert keys("last") == ["block#1"]
     assert keys("head", "stem") == ["stem", "head"], "in order of completion"
-    assert len(hooks.select(calls, None)) == len(calls)
+    assert len(tracing.select(calls, None)) == len(calls)
     with pytest.raises(LayerError, match=r"layer 'blocks' matches none of the 12 calls; did you mean 'block'"):
         keys("blocks")
 
@@ -235,7 +246,7 @@ def test_select_by_name_key_glob_and_word(zoo: Zoo) -> None:
 def test_architecture_digest_ignores_names_and_weights() -> None:
     def digest(model: nn.Module) -> str:
         with hooks.undisturbed(model):
-            return hooks.trace(model, IMAGES).architecture_digest
+            return tracing.trace(model, IMAGES).architecture_digest
 
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -248,7 +259,9 @@ def test_architecture_digest_ignores_names_and_weights() -> None:
 
 def test_wrapped_models_are_unwrapped(zoo: Zoo) -> None:
     wrapped = nn.DataParallel(copy.deepcopy(zoo))
-    assert [call.key for call in interpret.layers(wrapped, IMAGES)] == [call.key for call in interpret.layers(zoo, IMAGES)]
+    assert [call.key for call in interpret.layers(wrapped, IMAGES)] == [
+        call.key for call in interpret.layers(zoo, IMAGES)
+    ]
     compiled = torch.compile(zoo)
     assert interpret.capture(compiled, IMAGES, "head").keys() == {"head"}
 
@@ -276,5 +289,7 @@ def test_torchinfo_failing_is_not_the_models_fault(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("torchinfo.summary", broken)
     with hooks.undisturbed(zoo):
-        trace = hooks.trace(zoo, IMAGES)
-    assert trace.summary == "" and "no table today" in trace.summary_error and len(trace.calls) == 12
+        trace = tracing.trace(zoo, IMAGES)
+    assert trace.summary == ""
+    assert "no table today" in trace.summary_error
+    assert len(trace.calls) == 12

@@ -1,10 +1,11 @@
-"""Maps of whole networks: against pytorch-grad-cam, against captures by hand, and on networks that other tools get wrong."""
+"""Maps of whole networks: against pytorch-grad-cam, against captures by hand, and where other tools go wrong."""
 
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from networks import lite0, lively, photos, without_in_place
 from pytorch_grad_cam import (
     EigenCAM,
     EigenGradCAM,
@@ -24,8 +25,6 @@ from interpret.errors import InterpretError, LayerError
 from interpret.functional.cam import METHODS
 from interpret.maps import Maps
 
-from networks import lite0, lively, photos, without_in_place
-
 PEERS = {
     "grad-cam": GradCAM,
     "grad-cam++": GradCAMPlusPlus,
@@ -41,7 +40,11 @@ LIMITS = {True: {"grad-cam++": 2e-4, "xgrad-cam": 5e-4}, False: {"grad-cam++": 5
 CASES = {
     "lite0": ("_blocks.5._project_conv", "_blocks.8._depthwise_conv", "_conv_head"),
     "resnet18": ("layer1.1.conv2", "layer3.0.conv1", "layer4.1.conv2"),
-    "densenet121": ("features.denseblock2.denselayer3.conv2", "features.transition2.conv", "features.denseblock4.denselayer16.conv2"),
+    "densenet121": (
+        "features.denseblock2.denselayer3.conv2",
+        "features.transition2.conv",
+        "features.denseblock4.denselayer16.conv2",
+    ),
 }
 
 
@@ -85,7 +88,7 @@ def test_agrees_with_pytorch_grad_cam(name: str, layer: str, method: str) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_outputs_that_an_in_place_relu_overwrites(method: str) -> None:
-    """SqueezeNet's convolutions are overwritten by their ReLU; the peer pairs what overwrote them with the gradient from before."""
+    """SqueezeNet's ReLUs overwrite its convolutions; the peer pairs what overwrote them with gradients from before."""
     layers = ("features.3.squeeze", "features.6.expand3x3", "features.12.squeeze")
     model = network("squeezenet1_1")
     copy = without_in_place(model)
@@ -117,7 +120,13 @@ def test_grad_cam_plus_plus_near_a_pole() -> None:
 def small() -> nn.Module:
     torch.manual_seed(3)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
     )
 
 
@@ -160,7 +169,8 @@ def test_missing_map_names_the_closest() -> None:
         maps["grad-cam", "9"]
     with pytest.raises(LayerError, match="did you mean 'grad-cam'"):
         maps["grad-camm", "0"]
-    assert list(maps) == [("grad-cam", "0"), ("grad-cam", "2")] and len(maps) == 2
+    assert list(maps) == [("grad-cam", "0"), ("grad-cam", "2")]
+    assert len(maps) == 2
 
 
 def test_heatmap_by_hand() -> None:
@@ -203,7 +213,9 @@ def test_every_execution_has_its_map() -> None:
         torch.testing.assert_close(maps["hires-cam", key], (activation * gradient).sum(1).clamp_min(0))
 
 
-@pytest.mark.parametrize("change", ["frozen", "partly frozen", "no_grad", "inference_mode", "train mode", "channels_last"])
+@pytest.mark.parametrize(
+    "change", ["frozen", "partly frozen", "no_grad", "inference_mode", "train mode", "channels_last"]
+)
 def test_state_of_the_model_does_not_matter(change: str) -> None:
     net, images = small(), torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(5))
     expected = interpret.class_activation_maps(net, images, METHODS)

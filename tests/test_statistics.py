@@ -24,12 +24,15 @@ def test_merged_moments_equal_the_whole(cut: int, shift: float) -> None:
 
 def test_merging_nothing() -> None:
     empty = Moments(0, np.zeros(1), np.zeros(1))
-    assert empty.merge(empty).count == 0 and empty.variance.tolist() == [0.0]
+    assert empty.merge(empty).count == 0
+    assert empty.variance.tolist() == [0.0]
 
 
 def test_histogram_counts_what_its_edges_say() -> None:
     edges = histogram_edges()
-    assert len(edges) == 197 and np.all(np.diff(edges) > 0) and np.all(edges == -edges[::-1])
+    assert len(edges) == 197
+    assert np.all(np.diff(edges) > 0)
+    assert np.all(edges == -edges[::-1])
     values = np.random.default_rng(1).normal(0, 0.1, 50_000).astype(np.float32)
     values[:6] = [1e9, -1e9, np.inf, -np.inf, 2.0**4, -(2.0**-30)]
     expected = np.histogram(values, edges)[0]
@@ -41,7 +44,10 @@ def test_histogram_counts_what_its_edges_say() -> None:
 
 def test_histogram_of_special_values() -> None:
     counts = histogram(np.array([0.0, -0.0, np.nan, -np.nan, np.inf], np.float32))
-    assert counts.sum() == 3 and counts[98] == 1 and counts[97] == 1 and counts[-1] == 1
+    assert counts.sum() == 3
+    assert counts[98] == 1
+    assert counts[97] == 1
+    assert counts[-1] == 1
 
 
 @pytest.mark.parametrize("shape", [(64, 3, 7, 7), (5,), (1000, 512), (1, 1)])
@@ -67,7 +73,8 @@ def test_sketch_error_is_as_documented() -> None:
         else:
             change[:] = generator.normal(size=change.shape)
         changes.append(np.linalg.norm(count_sketch(change)) / np.linalg.norm(change) - 1)
-    assert np.std(changes) < 0.035 and np.abs(changes).max() < 0.1
+    assert np.std(changes) < 0.035
+    assert np.abs(changes).max() < 0.1
 
 
 def test_sketch_does_not_depend_on_the_process() -> None:

@@ -1,6 +1,7 @@
 """Collectors: each reduces what the hooks hand it to arrays of the evidence bundle, and knows nothing of the others.
 
-A new collector is one file with a :class:`Collector`, one entry in ``auditing.COLLECTORS``, one test and one line in FORMAT.md.
+A new collector is one file with a :class:`Collector`, one entry in ``auditing.COLLECTORS``, one test and one line in
+FORMAT.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from interpret.evidence import Call
-from interpret.hooks import Trace
+from interpret.tracing import Trace
 
 Array = NDArray[Any]
 
@@ -51,7 +52,8 @@ class Observation:
         input: its first input tensor, or None.
         output: its output, detached, shape (n, ...).
         first: index of the chunk's first image.
-        same_output: the output is the very tensor of the call observed before (containers hand on what their last call put out).
+        same_output: the output is the very tensor of the call observed before (containers hand on what their last call
+            put out).
     """
 
     call: Call
@@ -64,7 +66,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What a collector leaves in the bundle: arrays per file, JSON and text files; ``skipped`` says why there is nothing."""
+    """What a collector leaves: arrays per file, JSON and text files; ``skipped`` says why there is nothing."""
 
     arrays: Mapping[str, Mapping[str, Array]]
     json: Mapping[str, Any]

@@ -18,8 +18,8 @@ GRIDS = (7, 4, 2, 1)
 class Gram(Collector):
     """Keeps the pooled features of every call until the end, then their centred Gram matrix.
 
-    A matrix of N x N is a sufficient statistic for every rotation-invariant similarity, so comparing needs neither model nor images. Pooling
-    depends on the shape alone, or two runs would not be comparable.
+    A matrix of N x N is a sufficient statistic for every rotation-invariant similarity, so comparing needs neither
+    model nor images. Pooling depends on the shape alone, or two runs would not be comparable.
     """
 
     name = "gram"
@@ -82,7 +82,10 @@ def grid(call: Call) -> int | None:
 
 
 def pool(output: Tensor, call: Call) -> Tensor:
-    """Features of every image, shape (n, p), float32: spatial outputs averaged to the grid, tokens to the first and the mean of the others."""
+    """Features of every image, shape (n, p), float32.
+
+    Spatial outputs are averaged to the grid, tokens to the first and the mean of the others.
+    """
     side = grid(call)
     if side is not None:
         features = output if call.layout == "NCHW" else output.permute(0, 3, 1, 2)

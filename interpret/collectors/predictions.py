@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interpret.collectors import Collector, Record, Setting, arrays
 from interpret.errors import LayerError
-from interpret.hooks import logits_of
+from interpret.targets import logits_of
 
 
 class Predictions(Collector):

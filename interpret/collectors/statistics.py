@@ -1,4 +1,4 @@
-"""Activation health of every call: moments, range, zeros, saturation, non-finite values, and drift against BatchNorm's running statistics."""
+"""Activation health of every call: moments, range, zeros, saturation, non-finite values, BatchNorm drift."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ class Statistics(Collector):
         dead = [call.kind == "activation" and np.sum(item.maximum <= 0) for call, item in zip(calls, sums, strict=True)]
         constant = [np.sum(item.maximum - item.minimum <= CONSTANT * (1 + np.abs(item.moments.mean))) for item in sums]
         saturated = [
-            item.saturated if _is_bounded(self.setting.model, call.name) else np.nan
-            for call, item in zip(calls, sums, strict=True)
+            item.saturated if call.name in self.bounded else np.nan for call, item in zip(calls, sums, strict=True)
         ]
         content = {
             "channels": np.array([len(item.zeros) for item in sums], np.int64),
@@ -139,7 +138,7 @@ def _chunk_sums(values: Tensor, bound: float | None) -> _Sums:
 
 
 def _image_sums(image: Tensor, bound: float | None) -> _Sums:
-    """The sums of one image (C, M): short passes over contiguous rows, which is several times faster than one pass over the batch."""
+    """The sums of one image (C, M): short passes over its rows, several times faster than one over the batch."""
     positions = image.shape[1]
     mean = image.mean(1)
     nonfinite = 0
@@ -150,7 +149,8 @@ def _image_sums(image: Tensor, bound: float | None) -> _Sums:
             image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
             mean = image.mean(1)
     deviations = torch.linalg.vector_norm(image - mean[:, None], dim=1).square()
-    # amin and amax apart, and a sum of signs for a count: these vectorise, aminmax and count_nonzero along rows do not (12x, 5x)
+    # amin and amax apart, and a sum of signs for a count: these vectorise, aminmax and count_nonzero along rows
+    # do not (12x, 5x)
     minimum, maximum = image.amin(1), image.amax(1)
     zeros = positions - image.sign().abs_().sum(1)
     saturated = 0.0 if bound is None else float((image >= bound).sum())

@@ -1,7 +1,8 @@
 """Class activation map formulas: activations and gradients in, raw maps out.
 
-Six methods are sums over channels, L = ReLU(sum_k f(A_k, G_k)), so each is written once as the contribution of a block of channels, and
-:func:`gradient_maps` reads activations and gradients once for all of them, block by block while they are in the processor's cache.
+Six methods are sums over channels, L = ReLU(sum_k f(A_k, G_k)), so each is written once as the contribution of a block
+of channels, and :func:`gradient_maps` reads activations and gradients once for all of them, block by block while they
+are in the processor's cache.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def grad_cam(activations: Tensor, gradients: Tensor, products: Tensor) -> Tensor
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor, products: Tensor) -> Tensor:
     """Grad-CAM++: sum_k w_k A_k with w_k = sum over positions of a ReLU(G), a = G^2 / (2 G^2 + S_k G^3 + eps).
 
-    S_k is the sum of A_k. Gradients of trained networks are often small next to sqrt(eps): then eps decides the weights, as in the peers.
-    Shapes as in :func:`grad_cam`.
+    S_k is the sum of A_k. Gradients of trained networks are often small next to sqrt(eps): then eps decides the
+    weights, as in the peers. Shapes as in :func:`grad_cam`.
 
     Source: Chattopadhay et al. 2018, eq. 19 (which assumes exp(Y)), arXiv:1710.11063.
     """
@@ -149,9 +150,10 @@ def gradient_maps(activations: Tensor, gradients: Tensor, methods: Sequence[str]
 def eigen_cam(features: Tensor) -> Tensor:
     """EigenCAM: the projection of every position on the first principal component, signed.
 
-    X = (positions x channels) minus the mean of each channel; the map is X v1 with v1 the first right singular vector. It is found from the
-    smaller of the two Gram matrices. A singular vector has no sign of its own: the one is taken for which the map correlates positively with
-    the mean absolute activation (Muhammad & Yeasin's maps are read as "where the energy is").
+    X = (positions x channels) minus the mean of each channel; the map is X v1 with v1 the first right singular vector.
+    It is found from the smaller of the two Gram matrices. A singular vector has no sign of its own: the one is taken
+    for which the map correlates positively with the mean absolute activation (Muhammad & Yeasin's maps are read as
+    "where the energy is").
 
     Args:
         features: A for EigenCAM, dY/dA * A for Eigen-Grad-CAM, shape (N, C, H, W).
@@ -192,8 +194,9 @@ def _first_eigenvector(gram: Tensor) -> Tensor:
 def _subspace_iteration(gram: Tensor, columns: int = 8, rounds: int = 12, tolerance: float = 2e-6) -> Tensor | None:
     """The first eigenvector by block power iteration with Rayleigh-Ritz, or None where it has not converged.
 
-    The start is deterministic: the columns of the largest diagonal entries. It stops when residual / gap, the bound on the angle to the
-    true vector (Davis-Kahan), is below the tolerance; near-ties never get there and are left to a full decomposition.
+    The start is deterministic: the columns of the largest diagonal entries. It stops when residual / gap, the bound on
+    the angle to the true vector (Davis-Kahan), is below the tolerance; near-ties never get there and are left to a
+    full decomposition.
     """
     start = torch.topk(gram.diagonal(), columns).indices.sort().values
     block = gram[:, start]

@@ -1,4 +1,4 @@
-"""Finishes the sums that collectors emit: merged moments, histograms on edges that every run shares, sketches of weights."""
+"""Finishes the sums that collectors emit: merged moments, histograms on shared edges, sketches of weights."""
 
 from __future__ import annotations
 
@@ -53,8 +53,9 @@ class Moments:
 def histogram_edges() -> Array:
     """The fixed histogram edges, shape (197,): four bins per power of two from 2^-20 to 2^4, mirrored about zero.
 
-    The middle bins, between -2^-20 and 2^-20, hold what is nearly zero, split by sign (a zero counts as positive or negative by its sign bit);
-    the outermost edges are infinite. Bins follow the leading bits of a float32, so counting needs no search and any two runs share them.
+    The middle bins, between -2^-20 and 2^-20, hold what is nearly zero, split by sign (a zero counts as positive or
+    negative by its sign bit); the outermost edges are infinite. Bins follow the leading bits of a float32, so counting
+    needs no search and any two runs share them.
     """
     octaves = np.arange(_LOWEST, _HIGHEST)[:, None]
     inner = (2.0**octaves * (1 + np.arange(_OCTAVE_BINS) / _OCTAVE_BINS)).ravel()
@@ -83,8 +84,9 @@ def histogram(values: Array) -> Array:
 def count_sketch(values: Array) -> Array:
     """A linear sketch of a tensor, shape (1024,) float32: sketches of equal shapes subtract as the tensors do.
 
-    Rows of 1024 entries get random signs, are rotated by a random shift and added up, so two entries share a bucket only across rows, with
-    probability 1/1024: norm(sketch(a) - sketch(b)) estimates norm(a - b) with a relative standard deviation of about 1/sqrt(2 * 1024).
+    Rows of 1024 entries get random signs, are rotated by a random shift and added up, so two entries share a bucket
+    only across rows, with probability 1/1024: norm(sketch(a) - sketch(b)) estimates norm(a - b) with a relative
+    standard deviation of about 1/sqrt(2 * 1024).
 
     Source: Charikar, Chen & Farach-Colton 2002 (count sketch), with rotation as the bucket function.
     """

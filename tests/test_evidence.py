@@ -1,0 +1,170 @@
+"""The bundle: written last-manifest-first-never, read lazily, refused where it is not whole."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import interpret
+from interpret.errors import EvidenceError
+from interpret.evidence import ARRAY_FILES, Evidence, EvidenceWriter, as_evidence, read_evidence, unique_labels
+
+DATA = Path(__file__).parent / "data"
+FORMAT = (Path(interpret.__file__).parent / "FORMAT.md").read_text("utf-8")
+
+
+@pytest.fixture
+def bundle() -> Evidence:
+    return read_evidence(DATA / "bundle-1")
+
+
+def test_every_old_bundle_reads(bundle: Evidence) -> None:
+    bundle.verify()
+    assert bundle.manifest.schema_version == 1
+    assert bundle.manifest.status == "complete"
+    assert bundle.call["features.0"].kind == "convolution"
+    assert "Conv2d" in bundle.summary
+    assert bundle.journal["seconds"]
+    assert len(bundle.tensors) == len({tensor.name for tensor in bundle.tensors})
+    assert repr(bundle).startswith("Evidence('Digits'")
+    assert as_evidence(bundle) is bundle
+
+
+def test_format_names_every_field(bundle: Evidence) -> None:
+    manifest = json.loads((bundle.folder / "manifest.json").read_text("utf-8"))
+    words = {
+        *manifest,
+        *manifest["calls"][0],
+        *manifest["checkpoint"],
+        *manifest["model"],
+        *manifest["inputs"],
+        *manifest["settings"],
+    }
+    words |= set(json.loads((bundle.folder / "weights.json").read_text("utf-8"))["tensors"][0])
+    for kind in ("weights", "layers", "predictions"):
+        words |= set(bundle.keys(kind))
+    words |= {f"{kind}.npz" for kind in ARRAY_FILES}
+    missing = sorted(
+        word for word in words if f"`{word}`" not in FORMAT and f"## {word}" not in FORMAT and word not in FORMAT
+    )
+    assert missing == []
+
+
+def test_ragged_arrays_split_by_call_and_tensor(bundle: Evidence) -> None:
+    lengths = [len(bundle.channel("channel_mean", call.key)) for call in bundle.calls]
+    assert lengths == bundle.array("layers", "channels").tolist()
+    assert sum(lengths) == len(bundle.array("layers", "channel_mean"))
+    for tensor in bundle.tensors:
+        assert len(bundle.filters("filter_norm", tensor)) == tensor.filters
+        if tensor.filters:
+            norms = bundle.filters("filter_norm", tensor).astype(np.float64)
+            assert np.linalg.norm(norms) == pytest.approx(tensor.norm, rel=1e-5)
+
+
+def test_gram_is_symmetric_and_centred(bundle: Evidence) -> None:
+    gram = bundle.gram("features.0")
+    assert gram is not None
+    assert np.array_equal(gram, gram.T)
+    assert np.abs(gram.sum(0)).max() < 1e-4 * np.abs(gram).max()
+
+
+def copy(bundle: Evidence, folder: Path) -> Path:
+    for path in bundle.folder.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_changed_file_is_refused(bundle: Evidence, tmp_path: Path) -> None:
+    folder = copy(bundle, tmp_path)
+    with (folder / "layers.npz").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\x00\x01\x02")
+    changed = read_evidence(folder)
+    with pytest.raises(EvidenceError, match=r"layers\.npz .* was changed after the audit"):
+        changed.array("layers", "gram")
+    (folder / "layers.npz").unlink()
+    with pytest.raises(EvidenceError, match=r"layers\.npz is missing"):
+        read_evidence(folder).verify()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 99}, "has bundle version 99, but this release reads up to 1; upgrade"),
+        ({"schema_version": None}, "bundle version None"),
+        ({"calls": None}, "lacks calls"),
+    ],
+)
+def test_foreign_manifests_are_refused(
+    bundle: Evidence, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    folder = copy(bundle, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8")) | change
+    (folder / "manifest.json").write_text(
+        json.dumps({key: value for key, value in manifest.items() if value or key == "schema_version"})
+    )
+    with pytest.raises(EvidenceError, match=message):
+        read_evidence(folder)
+
+
+def test_folders_without_a_bundle(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match="does not exist"):
+        read_evidence(tmp_path / "nowhere")
+    with pytest.raises(EvidenceError, match="holds no evidence bundle"):
+        read_evidence(tmp_path)
+    (tmp_path / "layers.npz").write_bytes(b"")
+    with pytest.raises(EvidenceError, match="unfinished audit"):
+        read_evidence(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(EvidenceError, match="cannot be read as a manifest"):
+        read_evidence(tmp_path)
+
+
+def test_bundle_below_the_folder_is_found(bundle: Evidence, tmp_path: Path) -> None:
+    (tmp_path / "interpret").mkdir()
+    copy(bundle, tmp_path / "interpret")
+    assert read_evidence(tmp_path).digest == bundle.digest
+
+
+def test_missing_array_says_why(bundle: Evidence) -> None:
+    with pytest.raises(EvidenceError, match=r"array 'no-cam/x' is not in maps\.npz"):
+        bundle.array("maps", "no-cam/x")
+    assert not bundle.has("nothing", "x")
+    assert bundle.keys("nothing") == ()
+
+
+def test_writer_needs_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(EvidenceError, match="is not empty"):
+        EvidenceWriter(tmp_path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_unfinished_bundle_leaves_nothing(tmp_path: Path, existed: bool) -> None:
+    folder = tmp_path / "out"
+    if existed:
+        folder.mkdir()
+    with EvidenceWriter(folder) as writer:
+        writer.text("summary.txt", "x")
+        writer.arrays("layers", {"a": np.zeros(3)})
+        assert len(list(folder.iterdir())) == 2
+    assert folder.exists() is existed
+    assert not existed or list(folder.iterdir()) == []
+
+
+def test_strict_json(tmp_path: Path) -> None:
+    with EvidenceWriter(tmp_path / "out") as writer, pytest.raises(ValueError, match="not JSON compliant"):
+        writer.json("weights.json", {"norm": float("nan")})
+
+
+def test_closing_keeps_a_folder_that_was_given(bundle: Evidence) -> None:
+    with bundle:
+        assert bundle.has("layers", "gram")
+    assert bundle.folder.exists()
+
+
+def test_unique_labels() -> None:
+    assert unique_labels(["a", "a", "a (2)", "b"]) == ("a", "a (2)", "a (2) (2)", "b")
