@@ -132,7 +132,7 @@ def curves(
 
 
 def filter_norms(
-    norms: Sequence[float], maximum: float, label: str, *, run: int, width: int = 680, height: int = 56
+    norms: Sequence[float], maximum: float, label: str, *, run: int, width: int = 680, height: int = 46
 ) -> Chart:
     """The norm of each filter as a bar; filters that are exactly zero carry a mark below the base line.
 

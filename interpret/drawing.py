@@ -24,7 +24,7 @@ from interpret.evidence import Evidence, as_evidence
 
 LEVELS = 255  # palette entries that carry values; the last one is the transparent gutter between tiles
 GUTTER = 255
-MAP_OPACITY = 0.55  # how much of the colour covers the photo in an overlay
+OPACITY = 0.3, 0.65  # how much of the photo the colour covers where a heatmap is 0 and where it is 1
 CLIP_PERCENTILE = 99.5  # the top of an activation scale: a single hot pixel would leave the rest dark
 
 Bytes = NDArray[np.uint8]
@@ -155,7 +155,7 @@ def activation_image(activation: Any) -> Image.Image:
 
 
 def overlay(image: Any, heatmap: Any) -> Image.Image:
-    """A heatmap in viridis over the gray photo, 55 % opaque.
+    """A heatmap in viridis over the gray photo, 30 % opaque at 0 and 65 % at 1.
 
     Args:
         image: PIL image, or array or tensor of shape (H, W), (H, W, 3) or (3, H, W): uint8, or floats in [0, 1].
@@ -365,7 +365,8 @@ def _indexed_overlays(images: Bytes, maps: Floats, side: int = 80, colours: int 
     level = np.round(heat * (colours - 1)) * grays + np.round(photos / 255 * (grays - 1))
     ramp = VIRIDIS[np.round(np.linspace(0, LEVELS - 1, colours)).astype(int)].astype(np.float64)[:, None]
     gray = np.linspace(0, 255, grays)[None, :, None]
-    palette = np.round(MAP_OPACITY * ramp + (1 - MAP_OPACITY) * gray).astype(np.uint8).reshape(-1, 3)
+    cover = np.linspace(*OPACITY, colours)[:, None, None]
+    palette = np.round(cover * ramp + (1 - cover) * gray).astype(np.uint8).reshape(-1, 3)
     tiles = level.astype(np.uint8).reshape(-1, *photos.shape[1:])
     return Picture(tile(tiles, len(images), gutter=2), palette)
 
@@ -414,7 +415,8 @@ def _blend(gray: Floats, heat: Floats) -> Bytes:
     if heat.shape != gray.shape:
         heat = _resize(heat.astype(np.float64), gray.shape[:2])
     colours = VIRIDIS[indices(heat, 0, 1)].astype(np.float64)
-    blended: Bytes = np.round(MAP_OPACITY * colours + (1 - MAP_OPACITY) * gray[..., None]).astype(np.uint8)
+    cover = (OPACITY[0] + (OPACITY[1] - OPACITY[0]) * np.clip(heat, 0, 1))[..., None]
+    blended: Bytes = np.round(cover * colours + (1 - cover) * gray[..., None]).astype(np.uint8)
     return blended
 
 

@@ -137,8 +137,9 @@ def test_non_finite_values_are_drawn_at_the_ends():
 
 def test_overlay_blends_colour_over_gray_by_hand():
     image = np.full((1, 1, 3), 100, np.uint8)
-    # 0.55 * (68, 1, 84) + 0.45 * 100
-    assert pixels(drawing.overlay(image, np.zeros((1, 1)))) == [[[82, 46, 91]]]
+    # 0: 0.3 * (68, 1, 84) + 0.7 * 100; 1: 0.65 * (253, 231, 37) + 0.35 * 100
+    assert pixels(drawing.overlay(image, np.zeros((1, 1)))) == [[[90, 70, 95]]]
+    assert pixels(drawing.overlay(image, np.ones((1, 1)))) == [[[199, 185, 59]]]
 
 
 def test_overlay_takes_pil_floats_tensors_and_small_heatmaps():

@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from interpret.evidence import Evidence
 from interpret.sections.subject import Subject
-from interpret.sections.wording import flat, interval, number, shape
+from interpret.sections.wording import MISSING, flat, interval, number, shape
+
+DIGEST_LENGTH = 16  # characters printed; the manifests, attached to the PDF, hold them whole
 
 
 def build(subject: Subject) -> dict[str, Any]:
     """Commands, settings, digests, tensors and torchinfo's table of every run."""
-    runs = []
-    for run in subject.runs:
-        evidence = subject.evidence[run.label]
-        manifest = evidence.manifest
-        runs.append(
-            {
-                "run": run,
-                "command": command(evidence),
-                "settings": [(name, flat(value)) for name, value in manifest.settings.items()],
-                "seconds": [(name, number(value)) for name, value in (evidence.journal.get("seconds") or {}).items()],
-                "files": sorted(manifest.files.items()),
-                "digest": evidence.digest,
-                "summary": evidence.summary,
-            }
-        )
-    summaries = {entry["summary"] for entry in runs}
+    evidence = [subject.evidence[label] for label in subject.labels]
+    summaries = [one.summary for one in evidence]
     inputs = subject.reference.manifest.inputs
+    files = {path: None for one in evidence for path in one.manifest.files}
+    digests = [(path, [one.manifest.files.get(path, MISSING)[:DIGEST_LENGTH] for one in evidence]) for path in files]
+    digests.append(("manifest.json", [one.digest[:DIGEST_LENGTH] for one in evidence]))
+    seconds = [one.journal.get("seconds") or {} for one in evidence]
     return {
-        "runs": runs,
-        "one_summary": len(summaries) == 1,
-        "tensors": _tensors(subject),
-        "all_runs": subject.runs,
+        "runs": subject.runs,
+        "commands": [(run, command(one)) for run, one in zip(subject.runs, evidence, strict=True)],
+        "settings": _rows([one.manifest.settings for one in evidence], flat),
+        "seconds": _rows(seconds, number),
+        "digests": digests,
         "images": list(zip(inputs["names"], inputs["source_sha256"], inputs["tensor_sha256"], strict=True)),
+        "tensors": _tensors(subject),
+        "summaries": list(zip(subject.runs, summaries, strict=True))[: 1 if len(set(summaries)) == 1 else None],
+        "one_summary": len(set(summaries)) == 1,
     }
+
+
+def _rows(values: Sequence[Mapping[str, Any]], write: Callable[[Any], str]) -> list[dict[str, Any]]:
+    """A row per name with one text per run, and whether they are all the same."""
+    rows = []
+    for name in {name: None for one in values for name in one}:
+        texts = [write(one.get(name)) for one in values]
+        rows.append({"name": name, "texts": texts, "differs": len(set(texts)) > 1})
+    return rows
 
 
 def _tensors(subject: Subject) -> list[dict[str, Any]]:
@@ -47,7 +54,7 @@ def _tensors(subject: Subject) -> list[dict[str, Any]]:
         changed = [
             run
             for run in subject.others
-            if known[run.label].get(tensor.name, tensor).value_sha256 != tensor.value_sha256
+            if tensor.name not in known[run.label] or known[run.label][tensor.name].value_sha256 != tensor.value_sha256
         ]
         rows.append(
             {
@@ -66,4 +73,4 @@ def _tensors(subject: Subject) -> list[dict[str, Any]]:
 def command(evidence: Evidence) -> str:
     """The command that made the audit, where it was recorded; else an empty string."""
     recorded = evidence.manifest.settings.get("command") or (evidence.journal.get("environment") or {}).get("command")
-    return " ".join(recorded) if isinstance(recorded, list) else str(recorded or "")
+    return shlex.join(recorded) if isinstance(recorded, list) else str(recorded or "")

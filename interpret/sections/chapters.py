@@ -13,7 +13,17 @@ from interpret.evidence import Array, TensorRecord
 from interpret.sections.figures import jpeg, png, scale
 from interpret.sections.maps import OVERLAY_SIDE, explained_classes, fitted, raw_maps, shared_methods
 from interpret.sections.subject import ROWS_PER_RANKING, Layer, Run, Subject
-from interpret.sections.wording import MISSING, count, interval, number, percent, quantity, scientific, shape
+from interpret.sections.wording import (
+    MISSING,
+    count,
+    dissimilarity,
+    interval,
+    number,
+    percent,
+    quantity,
+    scientific,
+    shape,
+)
 
 PICTURE_WIDTH = 320  # of a grid of kernels or channels, in pixels
 
@@ -84,7 +94,7 @@ def _statistics(subject: Subject, layer: Layer) -> list[dict[str, Any]]:
     if subject.comparison is not None:
         for field, name, unit in _STATISTICS:
             add(name, unit, [number(entry.get(field)) for entry in entries], judged=False)
-        distances = [None if entry.get("cka") is None else 1 - entry["cka"] for entry in entries]
+        distances = [dissimilarity(entry.get("cka")) for entry in entries]
         add("1 \N{MINUS SIGN} CKA", "debiased", [scientific(distance) for distance in distances], judged=False)
     weights = [_kernel_tensor(subject, label, layer) for label in subject.labels]
     add("Weight norm", "L2", [number(tensor.norm if tensor else None) for tensor in weights])

@@ -9,7 +9,7 @@ from typing import Any
 from interpret import charts
 from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import Run, Subject
-from interpret.sections.wording import MISSING, count, level, number, percent, scientific, shape
+from interpret.sections.wording import MISSING, count, dissimilarity, level, number, percent, scientific, shape
 
 RUNS_PER_TABLE = 2  # a wide table is split after so many runs, so that it fits the page
 
@@ -29,7 +29,7 @@ def build(subject: Subject) -> dict[str, Any]:
     def values(field: str) -> list[list[float | None]]:
         return [[layer.numbers.get(run.label, {}).get(field) for layer in subject.layers] for run in subject.others]
 
-    dissimilarity = [[None if cka is None else max(0.0, 1 - cka) for cka in series] for series in values("cka")]
+    distances = [[dissimilarity(cka) for cka in series] for series in values("cka")]
     drawn = [
         (
             "Weight change",
@@ -41,7 +41,7 @@ def build(subject: Subject) -> dict[str, Any]:
             "relative change of the Gram matrix or of the channel means, whichever is larger; sees a change of scale",
             values("divergence"),
         ),
-        ("1 \N{MINUS SIGN} CKA", "dissimilarity of the representations, blind to scale and rotation", dissimilarity),
+        ("1 \N{MINUS SIGN} CKA", "dissimilarity of the representations, blind to scale and rotation", distances),
     ]
     tables = [
         _overview_table(subject, subject.others[start : start + RUNS_PER_TABLE])
@@ -79,8 +79,7 @@ def _overview_table(subject: Subject, runs: Sequence[Run]) -> dict[str, Any]:
         cells = []
         for run in runs:
             entry = layer.numbers.get(run.label, {})
-            cka = entry.get("cka")
-            distance = None if cka is None else 1 - cka
+            distance = dissimilarity(entry.get("cka"))
             cells += [
                 _cell(entry.get("weight_change"), number(entry.get("weight_change")), -4, 0),
                 _cell(entry.get("divergence"), number(entry.get("divergence")), -4, 0),

@@ -48,13 +48,15 @@ def _stage_starts(subject: Subject) -> frozenset[str]:
 
 def stage_marks(subject: Subject) -> list[dict[str, Any]]:
     """Per call: whether a stage starts there, and the spatial size of that stage for the label under the strips."""
-    starts, marks = _stage_starts(subject), []
+    starts = _stage_starts(subject)
+    marks: list[dict[str, Any]] = []
     size = ""
     for layer in reversed(subject.layers):  # a stage bears the size that its end has
         shape = layer.call.spatial_shape
         if not size or layer.id in subject.stage_ends:
             size = f"{shape[0]}\N{MULTIPLICATION SIGN}{shape[1]}" if shape else "vector"
         is_start = layer.id in starts or layer is subject.layers[0]
-        marks.append({"starts": layer.id in starts, "label": size if is_start else ""})
+        is_late = len(marks) < len(subject.layers) // 12  # a label there is written to the left
+        marks.append({"starts": layer.id in starts, "label": size if is_start else "", "late": is_late})
         size = "" if is_start else size
     return marks[::-1]

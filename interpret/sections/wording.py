@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+ROUNDING = 1e-12  # of a similarity computed in float64
+LONGEST_LIST = 16  # of a setting; longer ones are told by their ends
 MISSING = "\N{EN DASH}"
 
 
@@ -42,6 +44,14 @@ def scientific(value: float | None) -> str:
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return (mantissa if power == "⁰" else f"{mantissa}·10{power}").replace("-", "\N{MINUS SIGN}")
+
+
+def dissimilarity(cka: float | None) -> float | None:
+    """1 - CKA; what rounding leaves of equal representations counts as 0."""
+    if cka is None:
+        return None
+    distance = 1 - cka
+    return 0.0 if abs(distance) < ROUNDING else distance
 
 
 def percent(share: float | None) -> str:
@@ -96,11 +106,17 @@ def shape(sizes: Iterable[int]) -> str:
 
 
 def flat(value: Any) -> str:
-    """A setting as one line of text."""
+    """A setting as one line of text.
+
+    >>> flat({"resize": 256, "mean": [0.5, 0.25]}), flat(list(range(99))), flat(None)
+    ('resize 256, mean 0.5, 0.25', '99: 0 … 98', '–')
+    """
     if value is None or value in ([], (), {}):
         return MISSING
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {flat(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)) and len(value) > LONGEST_LIST:
+        return f"{len(value)}: {flat(value[0])} \N{HORIZONTAL ELLIPSIS} {flat(value[-1])}"
     if isinstance(value, (list, tuple)):
         return ", ".join(flat(item) for item in value)
     if isinstance(value, float):

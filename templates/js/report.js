@@ -7,8 +7,7 @@ document.addEventListener("click", (event) => {
   const place = link && document.getElementById(decodeURIComponent(link.getAttribute("href").slice(1)));
   if (!place) return;
   event.preventDefault();
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  place.scrollIntoView({ behavior: calm ? "auto" : "smooth", block: place.tagName === "TR" ? "center" : "start" });
+  place.scrollIntoView({ block: place.tagName === "TR" ? "center" : "start" });
   if (place.tagName === "TR") {
     document.querySelectorAll("tr.found").forEach((row) => row.classList.remove("found"));
     place.classList.add("found");
