@@ -6,7 +6,8 @@ An audit writes evidence; comparison and report only read it:
     comparison = interpret.compare(reference, evidence)
     interpret.write_report(comparison, "report")
 
-Every name below is imported when it is first used, so reading evidence never imports torch, and auditing never imports mlflow.
+Every name below is imported when it is first used, so reading evidence never imports torch, and auditing never imports
+mlflow.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from interpret.evidence import Call, Evidence, read_evidence
     from interpret.hooks import capture, layers
     from interpret.maps import Maps, class_activation_maps
-    from interpret.publishing import publish
+    from interpret.publishing import log_evidence, publish
     from interpret.reporting import write_report
-    from interpret.tracking import fetch_evidence, log_evidence
+    from interpret.tracking import fetch_evidence
 
 __version__ = "0.1.0"
 
@@ -43,7 +44,7 @@ _HOMES = {
     "fetch_evidence": "tracking",
     "kernel_image": "drawing",
     "layers": "hooks",
-    "log_evidence": "tracking",
+    "log_evidence": "publishing",
     "overlay": "drawing",
     "publish": "publishing",
     "read_evidence": "evidence",

@@ -242,9 +242,9 @@ class _Recorder:
             )
         calls = _mark_stage_ends(calls)
         calls, unused = _assign_tensors(self.model, calls)
-        shape = None if self.output is None else _one_image(self.output)
+        whole = None if self.output is None else _one_image(self.output)
         total = self.flops.get_total_flops() // 2
-        return Trace(tuple(calls), unused, summary, summary_error, shape, total)
+        return Trace(tuple(calls), unused, summary, summary_error, whole, total)
 
 
 def _one_image(tensor: Tensor) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ def photos(size: int = 160) -> Tensor:
 
 
 def lively(name: str, **arguments: object) -> nn.Module:
-    """A torchvision network with seeded weights, BatchNorm statistics of real photos, and a head that tells images apart."""
+    """A network of torchvision: seeded weights, BatchNorm statistics of real photos, a head that tells them apart."""
     import torchvision
 
     torch.manual_seed(0)

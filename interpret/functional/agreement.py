@@ -33,7 +33,7 @@ def pearson(first: NDArray[Any], second: NDArray[Any]) -> Array:
     Returns:
         Shape (...), in [-1, 1]; NaN where a map is constant or not finite.
     """
-    return np.clip(np.einsum("...i,...i->...", standardised(first), standardised(second)), -1.0, 1.0)
+    return np.asarray(np.clip(np.einsum("...i,...i->...", standardised(first), standardised(second)), -1.0, 1.0))
 
 
 def standardised(maps: NDArray[Any]) -> Array:

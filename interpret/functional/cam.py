@@ -187,8 +187,10 @@ def _first_eigenvector(gram: Tensor) -> Tensor:
     """Eigenvector of the largest eigenvalue of a symmetric positive semi-definite matrix, shape (side,)."""
     if not torch.isfinite(gram).all():
         return torch.full_like(gram[0], torch.nan)
-    vector = _subspace_iteration(gram) if len(gram) >= SUBSPACE_SIDE else None
-    return torch.linalg.eigh(gram).eigenvectors[:, -1] if vector is None else vector
+    vector: Tensor | None = _subspace_iteration(gram) if len(gram) >= SUBSPACE_SIDE else None
+    if vector is None:
+        vector = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    return vector
 
 
 def _subspace_iteration(gram: Tensor, columns: int = 8, rounds: int = 12, tolerance: float = 2e-6) -> Tensor | None:
@@ -204,9 +206,10 @@ def _subspace_iteration(gram: Tensor, columns: int = 8, rounds: int = 12, tolera
         basis = torch.linalg.qr(gram @ block).Q
         image = gram @ basis
         values, rotation = torch.linalg.eigh(basis.T @ image)
-        vector, mapped = basis @ rotation[:, -1], image @ rotation[:, -1]
+        vector: Tensor = basis @ rotation[:, -1]
+        mapped = image @ rotation[:, -1]
         residual = torch.linalg.vector_norm(mapped - values[-1] * vector)
         if residual <= tolerance * (values[-1] - values[-2]):
-            return vector / torch.linalg.vector_norm(vector)
+            return vector.div_(torch.linalg.vector_norm(vector))
         block = image @ rotation
     return None

@@ -151,7 +151,7 @@ def linear_cka(first: Array, second: Array) -> Array:
     Source: Kornblith et al. 2019, arXiv:1905.00414, with the estimate of Song et al. 2012; see Murphy et al. 2024,
     arXiv:2405.01012.
     """
-    return np.minimum(np.einsum("...i,...i->...", cka_vectors(first), cka_vectors(second)), 1.0)
+    return np.asarray(np.minimum(np.einsum("...i,...i->...", cka_vectors(first), cka_vectors(second)), 1.0))
 
 
 def cka_matrix(first: Array, second: Array) -> Array:
