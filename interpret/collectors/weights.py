@@ -48,8 +48,8 @@ def describe(name: str, call: str | None, tensor: Tensor) -> tuple[dict[str, Any
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = list(tensor.shape)
     values = np.atleast_1d(tensor.float().numpy())
-    value_sha256 = hashlib.sha256(memoryview(values)).hexdigest()
-    stored = value_sha256 if tensor.dtype == torch.float32 else hashlib.sha256(memoryview(_bytes(tensor))).hexdigest()
+    value_sha256 = hashlib.sha256(values.data).hexdigest()
+    stored = value_sha256 if tensor.dtype == torch.float32 else hashlib.sha256(_bytes(tensor).data).hexdigest()
     filters = values.reshape(shape[0], -1) if len(shape) > 1 and values.size else np.empty((0, 0), np.float32)
     # nan wherever something is not finite: one pass instead of a mask over every entry
     total = float(np.dot(values.ravel(), values.ravel()))
@@ -104,7 +104,7 @@ def _moments(finite: Array) -> dict[str, float | None]:
 
 def _finite_norms(filters: Array) -> Array:
     finite = np.nan_to_num(filters, nan=0.0, posinf=0.0, neginf=0.0)
-    return np.sqrt(np.einsum("ij,ij->i", finite, finite, dtype=np.float64))
+    return np.asarray(np.sqrt(np.einsum("ij,ij->i", finite, finite, dtype=np.float64)))
 
 
 def _filter_digests(filters: Array) -> Array:

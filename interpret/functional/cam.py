@@ -180,7 +180,7 @@ def _first_component(features: Tensor) -> Tensor:
         return _first_eigenvector(centred @ centred.T) @ centred
     vector = _first_eigenvector(centred.T @ centred)
     # the map is sigma u; X Xt u = sigma^2 u gives sigma without a second decomposition
-    return vector * torch.linalg.vector_norm(centred @ vector)
+    return vector.mul(torch.linalg.vector_norm(centred @ vector))
 
 
 def _first_eigenvector(gram: Tensor) -> Tensor:
