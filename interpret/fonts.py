@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import importlib.util
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fontTools.ttLib import TTFont
 
 TEXT_FAMILY, CODE_FAMILY = "Inter", "DejaVu Sans Mono"
+TEXT_WEIGHTS = (400, 500, 600, 700)
 TEXT_FEATURES = ("kern", "ccmp", "locl", "mark", "tnum", "cv05")
 
 
@@ -60,9 +66,20 @@ def text_font(characters: str) -> bytes | None:
     face = TTFont(font.path, recalcTimestamp=False)
     cutter.subset(face)
     face = instancer.instantiateVariableFont(face, {"opsz": 14, "wght": (400, 700)}, inplace=True)
-    buffer = io.BytesIO()
-    face.save(buffer)
-    return buffer.getvalue()
+    return _saved(face)
+
+
+@functools.cache
+def static_fonts(font: bytes) -> Mapping[int, bytes]:
+    """The font at each weight that the report uses, without axes.
+
+    WeasyPrint would make them itself, with the time of day in them: two renders would differ.
+    """
+    from fontTools.ttLib import TTFont
+    from fontTools.varLib import instancer
+
+    faces = {weight: TTFont(io.BytesIO(font), recalcTimestamp=False) for weight in TEXT_WEIGHTS}
+    return {weight: _saved(instancer.instantiateVariableFont(face, {"wght": weight})) for weight, face in faces.items()}
 
 
 def compressed(font: bytes) -> bytes:
@@ -71,6 +88,10 @@ def compressed(font: bytes) -> bytes:
 
     face = TTFont(io.BytesIO(font), recalcTimestamp=False)
     face.flavor = "woff2"
+    return _saved(face)
+
+
+def _saved(face: TTFont) -> bytes:
     buffer = io.BytesIO()
     face.save(buffer)
     return buffer.getvalue()

@@ -12,15 +12,15 @@ import datetime
 import hashlib
 import io
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from interpret.errors import ReportError
-from interpret.fonts import TEXT_FAMILY, report_fonts, text_font
+from interpret.fonts import TEXT_FAMILY, report_fonts, static_fonts, text_font
 
 SCHEME = "evidence:"
 VARIANT = "pdf/a-3a"
-PIXEL_LIMIT = 16_000_000
 # The private class whose PNG pass-through we extend was read in these major versions; others get WeasyPrint's own,
 # slower way.
 PASS_THROUGH_VERSIONS = range(66, 71)
@@ -40,13 +40,14 @@ class Store:
 
     def font_faces(self, characters: str) -> str:
         """``@font-face`` rules of the report's fonts, which are kept too; Inter only with the given characters."""
+        text = text_font(characters)
+        faces = [(TEXT_FAMILY, weight, face) for weight, face in (static_fonts(text) if text else {}).items()]
+        faces += [(font.family, 400, font.path.read_bytes()) for font in report_fonts() if font.family != TEXT_FAMILY]
         rules = []
-        for font in report_fonts():
-            text = text_font(characters) if font.family == TEXT_FAMILY else None
-            url = self.add(text or font.path.read_bytes(), "font/ttf")
-            weights = "400 700" if text else "400"
-            rules.append(f'@font-face {{ font-family: "{font.family}"; font-weight: {weights}; src: url("{url}"); }}')
-        return "\n".join(rules) + "\n"
+        for family, weight, face in faces:
+            url = self.add(face, "font/ttf")
+            rules.append(f'@font-face {{ font-family: "{family}"; font-weight: {weight}; src: url("{url}"); }}\n')
+        return "".join(rules)
 
 
 def print_joined(
@@ -107,7 +108,10 @@ def print_joined(
             )
             for name, content in attachments.items()
         ]
-        pdf: bytes = document.copy(pages).write_pdf(attachments=files, pdf_variant=VARIANT)
+        with warnings.catch_warnings():
+            # WeasyPrint 70 leaves the file of its colour profile to the garbage collector.
+            warnings.filterwarnings("ignore", category=ResourceWarning, message=".*sRGB")
+            pdf: bytes = document.copy(pages).write_pdf(attachments=files, pdf_variant=VARIANT)
     return pdf
 
 

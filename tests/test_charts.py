@@ -83,7 +83,9 @@ def test_odd_values_still_make_a_chart(values, logarithmic):
 
 
 def test_ticks_read_as_people_write_them():
-    labels = [element.text for element in elements(charts.curves([[1e-6, 1.0]], "t", runs=[0], logarithmic=True), "text")]
+    labels = [
+        element.text for element in elements(charts.curves([[1e-6, 1.0]], "t", runs=[0], logarithmic=True), "text")
+    ]
     assert {"1", "10⁻⁶"} <= set(labels)
     assert [element.text for element in elements(charts.curves([[0.0, 0.8]], "t", runs=[0]), "text")][:5] == [
         "0",

@@ -55,10 +55,10 @@ def dissimilarity(cka: float | None) -> float | None:
 
 
 def percent(share: float | None) -> str:
-    """A share as a percentage with three significant digits at most.
+    r"""A share as a percentage with three significant digits at most.
 
     >>> percent(0.98765), percent(1.0), percent(0.00012), percent(None)
-    ('98.8 %', '100 %', '0.012 %', '–')
+    ('98.8\xa0%', '100\xa0%', '0.012\xa0%', '–')
     """
     if share is None or not math.isfinite(share):
         return MISSING
@@ -79,10 +79,10 @@ def count(value: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A large number with a metric prefix.
+    r"""A large number with a metric prefix.
 
     >>> quantity(4652008), quantity(384_000_000), quantity(950)
-    ('4.65 M', '384 M', '950')
+    ('4.65\xa0M', '384\xa0M', '950')
     """
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if value >= factor:
