@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bundles import bundle, network
 from interpret import drawing
 
 
@@ -185,3 +186,26 @@ def test_shared_heatmaps_keep_their_ratio():
 def test_drawing_imports_neither_torch_nor_matplotlib():
     code = "import sys, interpret.drawing; sys.exit(bool({'torch', 'matplotlib', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_previews_are_one_sheet_per_call_and_kind(tmp_path):
+    with bundle(network(widths=(8, 12)), tmp_path / "bundle") as evidence:
+        written = drawing.write_previews(evidence)
+        again = [path.read_bytes() for path in drawing.write_previews(evidence.folder)]
+    names = [str(path.relative_to(tmp_path / "bundle" / "previews")) for path in written]
+    assert names[:4] == [f"inputs/{number:03d}-image_{number:02d}.png" for number in range(4)]
+    assert names[4:] == [
+        f"{kind}/{slug}.png" for slug in ("000-conv1", "003-layer1.conv") for kind in ("kernels", "activations", "maps")
+    ]
+    assert [path.read_bytes() for path in written] == again
+    sheet = Image.open(io.BytesIO(again[-1]))  # two methods, four images of 16 x 16, two pixels between them
+    assert (sheet.mode, sheet.size) == ("P", (4 * 18 - 2, 2 * 18 - 2))
+
+
+def test_activations_are_decoded_to_their_values(tmp_path):
+    with bundle(network(widths=(8, 12)), tmp_path / "bundle") as evidence:
+        values = drawing.decode_activations(evidence, "conv1")
+        low, high = (evidence.array("activations", f"conv1/{end}") for end in ("minimum", "maximum"))
+    assert values.shape == (4, 8, 16, 16)
+    assert np.allclose(values.min((2, 3)), low)
+    assert np.allclose(values.max((2, 3)), high)
