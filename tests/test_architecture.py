@@ -104,7 +104,7 @@ def test_imports_point_down(path: Path) -> None:
         top, _, rest = name.partition(".")
         if top == "interpret":
             target = rest.partition(".")[0]
-            if target and (PACKAGE / f"{target}.py").exists() or (target and (PACKAGE / target).is_dir()):
+            if (target and (PACKAGE / f"{target}.py").exists()) or (target and (PACKAGE / target).is_dir()):
                 assert target == room.partition(".")[0] or target in rooms, f"{path.name} imports interpret.{target}"
         elif top not in sys.stdlib_module_names:
             assert top in third_parties, f"{path.name} imports {top}"

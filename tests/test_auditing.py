@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import Digits, digit_images, trained_digits
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from interpret.collectors.gram import Gram
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import Evidence
 from interpret.functional.statistics import count_sketch, histogram
+from networks import Digits, digit_images, trained_digits
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from networks import lite0, lively, photos, without_in_place
 from pytorch_grad_cam import (
     EigenCAM,
     EigenGradCAM,
@@ -24,6 +23,7 @@ import interpret
 from interpret.errors import InterpretError, LayerError
 from interpret.functional.cam import METHODS
 from interpret.maps import Maps
+from networks import lite0, lively, photos, without_in_place
 
 PEERS = {
     "grad-cam": GradCAM,
