@@ -249,8 +249,9 @@ def _examples(*lines: str) -> str:
 @click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")
 def commands() -> None:
     """Open a trained vision network layer by layer, log it to MLflow, and report what changed between runs."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
     logging.getLogger("interpret").setLevel(logging.INFO)
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # this command has its own
     # Where others use the cores too, OpenMP threads that spin while they wait made audits 3 to 10 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

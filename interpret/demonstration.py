@@ -105,20 +105,21 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     layers = {layer["key"]: layer["runs"] for layer in comparison["layers"]}
     parts = []
     for label, verdict in comparison["verdict"].items():
+        notes = []
         words = verdict.replace("-", " ")
         if verdict == "localized":
             suspect = comparison["ranking"][label][0]
-            words += f" in {suspect}{_damage(layers[suspect][label]['tensors'])}"
-        agreement = comparison["predictions"][label].get("top1_agreement")
+            words += f" in {suspect}"
+            notes = [
+                f"{len(tensor['zeroed_filter_indices'])} of {tensor['filters']} filters zeroed"
+                for tensor in layers[suspect][label]["tensors"]
+                if tensor["zeroed_filter_indices"]
+            ]
+        agreement = comparison["predictions"][label]["top1_agreement"]
         if agreement is not None:
-            words += f" ({agreement:.0%} of the predictions kept)"
-        parts.append(f"{label} is {words}")
-    return f"Against {comparison['reference']}, {', and '.join(parts)}."
-
-
-def _damage(tensors: list[Mapping[str, Any]]) -> str:
-    zeroed = next((tensor for tensor in tensors if tensor["zeroed_filter_indices"]), None)
-    return f", where {len(zeroed['zeroed_filter_indices'])} of {zeroed['filters']} filters are zero," if zeroed else ""
+            notes.append(f"{agreement:.0%} of the predictions kept")
+        parts.append(f"{label} is {words}" + (f" ({', '.join(notes)})" if notes else ""))
+    return f"Against {comparison['reference']}, {' and '.join(parts)}."
 
 
 def _photos() -> dict[str, NDArray[np.uint8]]:

@@ -6,9 +6,11 @@ the report's engine are imported by the functions that need them.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -65,17 +67,18 @@ def layer_statistics(evidence: Evidence) -> dict[str, Column]:
     doi:10.1101/214262). The others are those of layers.npz.
     """
     statistics: dict[str, Column] = {}
+    if evidence.has("layers", "channel_mean"):
+        channels = evidence.array("layers", "channels")
+        channel_means = evidence.array("layers", "channel_mean").astype(np.float64)
+        mean = _channel_means(channel_means, channels)
+        variance = _channel_means(evidence.array("layers", "channel_variance"), channels)
+        between = _channel_means(channel_means**2, channels) - mean**2
+        statistics["activation_standard_deviation"] = np.sqrt(np.maximum(variance + between, 0.0))
+        statistics["activation_mean"] = mean
     if evidence.tensors:
         norms = {tensor.name: tensor.norm for tensor in evidence.tensors if tensor.name.endswith("weight")}
         squares = [[(norms[name] or 0.0) ** 2 for name in call.tensors if name in norms] for call in evidence.calls]
         statistics["weight_norm"] = np.array([np.sqrt(sum(terms)) if terms else np.nan for terms in squares])
-    if evidence.has("layers", "channel_mean"):
-        channels = evidence.array("layers", "channels")
-        means = _channel_means(evidence.array("layers", "channel_mean"), channels)
-        squares_of_means = _channel_means(evidence.array("layers", "channel_mean").astype(np.float64) ** 2, channels)
-        variances = _channel_means(evidence.array("layers", "channel_variance"), channels)
-        statistics["activation_mean"] = means
-        statistics["activation_standard_deviation"] = np.sqrt(np.maximum(variances + squares_of_means - means**2, 0.0))
     for name in ("zero_share", "dead_units", "constant_units"):
         if evidence.has("layers", name):
             statistics[name] = evidence.array("layers", name).astype(np.float64)
@@ -115,7 +118,6 @@ def audit_metrics(evidence: Evidence, step: int) -> Iterator[tuple[str, int, flo
         for position, value in enumerate(values):
             yield f"interpret/by_layer/{name}", position, float(value)
     totals = {
-        "calls": len(evidence.calls),
         "parameters": evidence.manifest.model["parameters"],
         "multiply_adds": evidence.manifest.model["multiply_adds"],
     }
@@ -139,26 +141,28 @@ def _accuracy(evidence: Evidence) -> float | None:
 
 
 def layers_table(evidence: Evidence) -> dict[str, list[object]]:
-    """A row per call: what MLflow's runs page pivots by the column `layer` to compare runs."""
-    table: dict[str, list[object]] = {
+    """A row per call, for MLflow's runs page, which compares runs by the second column and groups by the first."""
+    table: dict[str, list[object]] = {"layer": [call.key for call in evidence.calls]}
+    for name, values in layer_statistics(evidence).items():
+        table[name] = [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+    return {
+        **table,
         "position": [call.position for call in evidence.calls],
-        "layer": [call.key for call in evidence.calls],
         "type": [call.type for call in evidence.calls],
         "kind": [call.kind for call in evidence.calls],
         "output_shape": ["x".join(map(str, call.output_shape[1:])) for call in evidence.calls],
         "parameters": [call.parameters for call in evidence.calls],
         "multiply_adds": [call.multiply_adds for call in evidence.calls],
     }
-    for name, values in layer_statistics(evidence).items():
-        table[name] = [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
-    return table
 
 
 def curated_images(evidence: Evidence) -> dict[str, Path]:
-    """A dozen of the previews by their `log_image` key: of each kind, a few spread evenly over the depth."""
+    """A dozen of the previews by their `log_image` key: of each kind, a few convolutions spread over the depth."""
     images: dict[str, Path] = {}
     for kind in ("kernels", "activations", "maps"):
-        files = sorted((evidence.folder / "previews" / kind).glob("*.png"))
+        slugs = [call.slug for call in evidence.calls if call.kind == "convolution"]
+        files = [evidence.folder / "previews" / kind / f"{slug}.png" for slug in slugs]
+        files = [file for file in files if file.is_file()]
         chosen = np.unique(np.linspace(0, len(files) - 1, min(CURATED, len(files))).round().astype(int))
         images |= {f"interpret/{kind}/{files[index].stem}": files[index] for index in chosen}
     return images
@@ -234,7 +238,7 @@ def publish(
         step: the checkpoint's step, for totals and pictures.
         force: make a new run even where the same audit is there already.
         formats: of the report, "html" and "pdf".
-        options: how the report is made.
+        options: how the report is made; its title is the run's name by default.
         progress: called with (stage, done, total).
 
     Returns:
@@ -244,21 +248,25 @@ def publish(
         TrackingError: MLflow cannot be reached, or the run is unknown or holds another audit.
         ReportError: the report cannot be drawn.
     """
+    from interpret.reporting import ReportOptions
+
     evidence = as_evidence(evidence)
     notify = progress or (lambda stage, done, total: None)
     with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
         if not run.recognised:
+            options = options or ReportOptions(title=run_name or audit_name(evidence))
             write_views(evidence, formats, options, notify)
             notify("upload", 0, 1)
             _upload(evidence, run)
-            _upload_compact_report(evidence, run)
+            _upload_compact_report(evidence, run, options)
             run.log_images(curated_images(evidence), step or 0)
+            run.describe(_note(evidence, run, formats))
             _finish(evidence, run, step or 0)
             notify("upload", 1, 1)
     return run.run_id
 
 
-def write_views(evidence: Evidence, formats: Sequence[str], options: ReportOptions | None, progress: Progress) -> None:
+def write_views(evidence: Evidence, formats: Sequence[str], options: ReportOptions, progress: Progress) -> None:
     """Draw `previews/` and `report/` into the bundle; no digest covers them."""
     from interpret import drawing, reporting
 
@@ -284,7 +292,6 @@ def _open_run(
 
     manifest = evidence.manifest
     uri = manifest.checkpoint["uri"] or ""
-    name = run_name or checkpoint_name(uri) or manifest.model["name"]
     if parent_run_id is None and run_id is None:
         parent_run_id = tracking.source_run(uri, tracking_uri=tracking_uri)
     run = tracking.open_run(
@@ -297,13 +304,18 @@ def _open_run(
             "interpret.version": __version__,
             **({} if step is None else {"interpret.step": str(step)}),
         },
-        tracking.Destination(tracking_uri, experiment, run_id, name, parent_run_id, force),
+        tracking.Destination(tracking_uri, experiment, run_id, run_name or audit_name(evidence), parent_run_id, force),
         # A partial audit is done only for another partial one: the collector may have failed for want of memory.
         accepted={"complete", manifest.status},
     )
     if run.recognised:
         logger.info("run %s already holds this audit: nothing was written; force makes a new run", run.run_id)
     return run
+
+
+def audit_name(evidence: Evidence) -> str:
+    """A short name for an audit: its checkpoint's, else its model's."""
+    return checkpoint_name(evidence.manifest.checkpoint["uri"] or "") or str(evidence.manifest.model["name"])
 
 
 def checkpoint_name(uri: str) -> str:
@@ -324,13 +336,27 @@ def _upload(evidence: Evidence, run: AuditRun) -> None:
     run.log_table(layers_table(evidence), f"{tracking.BUNDLE}/layers_table.json")
 
 
-def _upload_compact_report(evidence: Evidence, run: AuditRun) -> None:
+def _upload_compact_report(evidence: Evidence, run: AuditRun, options: ReportOptions) -> None:
     """The small report at the top level, which MLflow's compare-runs page shows beside those of other runs."""
     from interpret import reporting
 
     with tempfile.TemporaryDirectory() as folder:
-        written = reporting.write_report(evidence, folder, ["html"], reporting.ReportOptions(compact=True))
+        compact = dataclasses.replace(options, compact=True)
+        written = reporting.write_report(evidence, folder, ["html"], compact)
         run.upload_file(written["html"].rename(Path(folder, "interpret_report.html")))
+
+
+def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
+    """The run's description: what was audited, and where to click."""
+    manifest = evidence.manifest
+    checkpoint = re.sub(r"[`\s]", " ", manifest.checkpoint["uri"] or "a module given in Python")
+    links = [f"[report.{name}]({run.page(f'interpret/report/report.{name}')})" for name in formats]
+    links += [f"[summary]({run.page('interpret_report.html')})", f"[pictures]({run.page('interpret/previews')})"]
+    return (
+        f"Audit of `{checkpoint}` on {manifest.inputs['count']} images: {len(evidence.calls)} calls, "
+        f"{manifest.model['parameters']:,} parameters.\n\n{' · '.join(links)}\n\n"
+        "The charts `interpret/by_layer/...` show a number per call; their steps are the calls in order of execution."
+    )
 
 
 def _finish(evidence: Evidence, run: AuditRun, step: int) -> None:

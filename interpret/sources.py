@@ -164,7 +164,7 @@ def audit_several(
 
 
 def _remove_bundle(folder: Path) -> None:
-    """Remove a bundle, also one whose audit was killed; a folder that holds anything else stays, and is refused later."""
+    """Remove a bundle, also of an audit that was killed. A folder with anything else in it stays, and is refused."""
     written = {f"{kind}.npz" for kind in ARRAY_FILES} | {"manifest.json", "journal.json", "summary.txt", "weights.json"}
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= written | {"previews", "report"}:
         shutil.rmtree(folder)

@@ -6,6 +6,7 @@ left behind. Every failure of MLflow becomes a `TrackingError` that names the st
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import math
@@ -134,6 +135,7 @@ class AuditRun:
         self._run = run
         self._owned = owned
         self._tables: list[str] = []
+        self._note = ""
         self._finished = recognised
 
     def __enter__(self) -> Self:
@@ -159,6 +161,15 @@ class AuditRun:
     def location(self) -> str:
         """Where the run's artifacts lie."""
         return str(self._run.info.artifact_uri)
+
+    def page(self, artifact_path: str) -> str:
+        """Address of an artifact's page in MLflow, the same on every host."""
+        info = self._run.info
+        return f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/{urllib.parse.quote(artifact_path)}"
+
+    def describe(self, markdown: str) -> None:
+        """Give a new run a description; the description of a run that somebody else made is left alone."""
+        self._note = markdown if self._owned else ""
 
     def upload_folder(self, folder: Path, artifact_path: str) -> None:
         """Upload everything below a folder."""
@@ -212,7 +223,8 @@ class AuditRun:
             for name, step, value in named
             if math.isfinite(value) and (name, step) not in written
         ]
-        last = {**self._table_tag(), "interpret.status": status}
+        note = {"mlflow.note.content": self._note[:TAG_LENGTH]} if self._note else {}
+        last = {**self._table_tag(), **note, "interpret.status": status}
         with self._reported():
             while len(points) > BATCH:
                 self._client.log_batch(self.run_id, metrics=points[:BATCH])
@@ -282,7 +294,7 @@ def open_run(
             for run in client.search_runs([experiment_id], f"tags.`interpret.key` = '{key}'"):
                 if run.data.tags.get("interpret.status") in accepted:
                     return AuditRun(client, run, owned=False, recognised=True)
-        started |= {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL"}
+        started |= {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
         if parent_run_id is not None:
             started["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(experiment_id, tags=started, run_name=destination.run_name)
@@ -307,6 +319,13 @@ def _experiment_id(client: MlflowClient, name: str | None, parent: Run | None) -
             f"experiment {name!r} was deleted; restore it (`mlflow experiments restore`) or give another name"
         )
     return str(experiment.experiment_id)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""
 
 
 def metric_name(name: str) -> str:

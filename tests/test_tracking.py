@@ -342,8 +342,11 @@ def test_unknown_runs_are_named(store: str, run: str, experiment: str) -> None:
         tracking.resolve_run(run, tracking_uri=store)
 
 
-def test_names(store: str, client: MlflowClient, training_run: str) -> None:
-    assert tracking.run_name(training_run, tracking_uri=store) == "training"
+def test_what_mlflow_says_of_a_run(store: str, client: MlflowClient, training_run: str) -> None:
+    origin = {"run_id": training_run, "run_name": "training", "step": None}
+    assert tracking.run_origin(training_run, tracking_uri=store) == origin
+    client.set_tag(training_run, "interpret.step", "7")
+    assert tracking.run_origin(training_run, tracking_uri=store) == {**origin, "step": 7}
     location = tracking.artifact_location(training_run, tracking_uri=store)
     assert tracking.local_folder(location) is not None
     assert tracking.local_folder("mlflow-artifacts:/0/1/artifacts") is None
