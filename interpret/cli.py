@@ -110,7 +110,10 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
 
 
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
-    return None if value is None else tuple(part.strip() for part in value.split(",") if part.strip())
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    return () if names == ("none",) else names
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -247,10 +250,14 @@ def _examples(*lines: str) -> str:
 )
 @click.version_option(__version__, prog_name="interpret", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks.")
-def commands() -> None:
+@click.pass_context
+def commands(context: click.Context) -> None:
     """Open a trained vision network layer by layer, log it to MLflow, and report what changed between runs."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR, stream=sys.stderr)
-    logging.getLogger("interpret").setLevel(logging.INFO)
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # of other packages
+    logger, handler = logging.getLogger("interpret"), logging.StreamHandler()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    context.call_on_close(lambda: logger.removeHandler(handler))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # this command has its own
     # Where others use the cores too, OpenMP threads that spin while they wait made audits 3 to 10 times slower.

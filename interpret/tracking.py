@@ -77,19 +77,31 @@ class Destination:
     force: bool = False
 
 
-def connect(tracking_uri: str | None = None) -> MlflowClient:
+def connect(tracking_uri: str | None = None, *, reading: bool = False) -> MlflowClient:
     """A client of the store, after checking that a server listens at all.
 
     Without this check MLflow's own retries keep a caller waiting for minutes.
+
+    Args:
+        tracking_uri: None takes MLflow's own default.
+        reading: whether the store must be there already. MLflow itself makes an empty database where there is none.
 
     Raises:
         TrackingError: nothing listens at an http address, or the store cannot be opened.
     """
     uri = tracking_uri or mlflow.get_tracking_uri()
+    if reading and not _may_exist(uri):
+        raise TrackingError(f"there is no MLflow store at {uri}; name yours with --tracking-uri or MLFLOW_TRACKING_URI")
     if urllib.parse.urlsplit(uri).scheme in ("http", "https"):
         _check_listening(uri)
     with _explained(uri):
         return MlflowClient(tracking_uri=uri)
+
+
+def _may_exist(uri: str) -> bool:
+    """False for a database file that is not there."""
+    path = uri.removeprefix("sqlite:///")
+    return path == uri or Path(urllib.parse.unquote(path)).is_file()
 
 
 def _check_listening(uri: str) -> None:
@@ -367,7 +379,7 @@ def source_run(uri: str, *, tracking_uri: str | None = None) -> str | None:
         uri: `runs:/...`, `models:/...` or `mlflow-artifacts:/...`; any other address belongs to no run.
         tracking_uri: None takes MLflow's own default.
     """
-    if not uri.startswith(REMOTE):
+    if not uri.startswith(REMOTE) or not _may_exist(tracking_uri or mlflow.get_tracking_uri()):
         return None
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
@@ -394,8 +406,11 @@ def resolve_run(run: str, *, tracking_uri: str | None = None) -> str:
     Raises:
         TrackingError: no such run, no finished audit there, or several of different weights.
     """
-    client = connect(tracking_uri)
-    run_id = source_run(run, tracking_uri=tracking_uri) if run.startswith(("runs:/", "models:/")) else run
+    address = run.startswith(("runs:/", "models:/"))
+    if not address and not re.fullmatch(r"\w[\w-]*", run):
+        raise TrackingError(f"{run!r} is neither a folder with an evidence bundle nor the id of an MLflow run")
+    client = connect(tracking_uri, reading=True)
+    run_id = source_run(run, tracking_uri=tracking_uri) if address else run
     if run_id is None:
         raise TrackingError(f"{run!r} leads to no run in {client.tracking_uri}; give the id of the run with the audit")
     with _explained(f"{client.tracking_uri}, while looking for run {run!r}"):
@@ -500,7 +515,7 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
     """
     if not uri.startswith(REMOTE):
         return FetchedCheckpoint(Path(uri), uri, None)
-    client = connect(tracking_uri)
+    client = connect(tracking_uri, reading=True)
     folder = Path(destination)
     with _explained(f"{client.tracking_uri}, while fetching {uri!r}"):
         run_id: str | None

@@ -336,6 +336,19 @@ def test_an_unfinished_audit_is_refused(store: str, destination: Destination) ->
         tracking.resolve_run(run.run_id, tracking_uri=store)
 
 
+def test_reading_makes_no_database(tmp_path: Path) -> None:
+    empty = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    for address in ("0123456789abcdef", "models:/net/1"):
+        with pytest.raises(TrackingError, match=f"no MLflow store at {empty}"):
+            tracking.fetch_evidence(address, tmp_path / "evidence", tracking_uri=empty)
+    with pytest.raises(TrackingError, match="no MLflow store"):
+        tracking.fetch_checkpoint("runs:/0123", tmp_path / "checkpoint", tracking_uri=empty)
+    assert tracking.source_run("runs:/0123", tracking_uri=empty) is None
+    with pytest.raises(TrackingError, match="neither a folder with an evidence bundle nor the id"):
+        tracking.fetch_evidence("no/such/folder", tmp_path / "evidence", tracking_uri=empty)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("run", ["0123456789abcdef", "runs:/0123456789abcdef", "models:/m-0123", "models:/none/1"])
 def test_unknown_runs_are_named(store: str, run: str, experiment: str) -> None:
     with pytest.raises(TrackingError, match=run):
