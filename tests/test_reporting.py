@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 import pytest
-from bundles import bundle, int8, network, probe, zeroed_filters
 
+from bundles import bundle, int8, network, probe, zeroed_filters
 from interpret import drawing, fonts, printing, reporting, sections
 from interpret.comparison import compare
 from interpret.errors import ReportError

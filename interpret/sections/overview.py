@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interpret import charts
-from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, dissimilarity, level, number, percent, scientific, shape
 
@@ -67,8 +66,6 @@ def build(subject: Subject) -> dict[str, Any]:
             if any(value is not None for line in series for value in line)
         ],
         "tables": tables,
-        "strips": strips(subject),
-        "stages": stage_marks(subject),
     }
 
 
