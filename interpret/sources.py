@@ -23,7 +23,8 @@ from interpret.publishing import Progress, checkpoint_name
 if TYPE_CHECKING:
     from torch import nn
 
-    from interpret.checkpoint import Checkpoint, PublishedWeights
+    from interpret.architectures import PublishedWeights
+    from interpret.checkpoint import Checkpoint
     from interpret.images import Preprocessing
 
 
@@ -240,7 +241,9 @@ def _load(
     tracking_uri: str | None,
 ) -> tuple[nn.Module, Checkpoint, PublishedWeights | None]:
     """The model with the checkpoint's weights in it, and what published weights imply."""
-    from interpret.checkpoint import build_model, load_state, read_checkpoint, weights_of
+    from interpret.architectures import build_model, weights_of
+    from interpret.checkpoint import read_checkpoint
+    from interpret.loading import load_state
 
     weights = None
     if uri.startswith("torchvision:"):

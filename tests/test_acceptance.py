@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import interpret
-from interpret.checkpoint import load_state, read_checkpoint
+from interpret.checkpoint import read_checkpoint
 from interpret.comparison import Comparison
 from interpret.evidence import Evidence
+from interpret.loading import load_state
 from networks import lite0, photos
 
 Tamper = Callable[[dict[str, Tensor]], None]

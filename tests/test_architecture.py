@@ -18,7 +18,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "functional.statistics": ({"errors"}, {"numpy"}),
     "functional.agreement": ({"errors"}, {"numpy", "scipy"}),
     "specs": ({"errors"}, set()),
-    "checkpoint": ({"errors", "specs"}, {"torch", "torchvision", "safetensors", "timm"}),
+    "checkpoint": ({"errors"}, {"torch", "safetensors"}),
+    "architectures": ({"errors", "specs", "checkpoint"}, {"torch", "torchvision", "timm"}),
+    "loading": ({"errors", "tracing", "checkpoint"}, {"torch"}),
     "images": ({"errors", "specs"}, {"torch", "PIL", "numpy"}),
     "tracing": ({"errors", "evidence"}, {"torch", "torchinfo"}),
     "targets": ({"errors", "evidence", "tracing"}, {"torch", "numpy"}),
@@ -51,7 +53,11 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {"jinja2", "markupsafe", "numpy"},
     ),
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
-    "sources": ({"errors", "evidence", "checkpoint", "images", "hooks", "tracking", "publishing"}, {"torch", "numpy"}),
+    "sources": (
+        {"errors", "evidence", "architectures", "checkpoint", "loading", "images", "hooks", "maps", "auditing"}
+        | {"tracking", "publishing"},
+        {"torch", "numpy"},
+    ),
     "publishing": (
         {"errors", "evidence", "functional", "auditing", "checkpoint", "images", "drawing", "reporting", "tracking"},
         {"numpy"},
