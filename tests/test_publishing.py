@@ -175,8 +175,10 @@ def test_one_calls_nan_does_not_spread() -> None:
 
 def test_metrics_are_one_line_per_statistic_and_a_few_totals(evidence: Evidence) -> None:
     metrics = list(publishing.audit_metrics(evidence, step=7))
-    by_layer = {(name, step) for name, step, _ in metrics if "by_layer" in name}
-    assert ("interpret/by_layer/zero_share", len(evidence.calls) - 1) in by_layer
+    dead = {step: value for name, step, value in metrics if name == "interpret/by_layer/dead_units"}
+    activations = [call.position for call in evidence.calls if call.kind == "activation"]
+    assert dead == {position: evidence.array("layers", "dead_units")[position] for position in activations}
+    assert {name.rpartition("/")[2] for name, _, _ in metrics if "by_layer" in name} == set(publishing.CHARTED)
     totals = {name: (step, value) for name, step, value in metrics if "by_layer" not in name}
     assert totals["interpret/parameters"] == (7, sum(array.size for array in network().values() if array.ndim) - 2 * 60)
     logits, labels = evidence.array("predictions", "logits"), evidence.array("predictions", "labels")
@@ -227,8 +229,9 @@ def test_evidence_is_logged_once(evidence: Evidence, client: MlflowClient, place
     }
     assert {name: run.data.tags.get(name) for name in expected} == expected
     history = client.get_metric_history(run_id, "interpret/by_layer/zero_share")
-    values = {point.step: point.value for point in history}
-    assert values == pytest.approx(dict(enumerate(evidence.array("layers", "zero_share"))))
+    shares = evidence.array("layers", "zero_share")
+    expected_shares = {call.position: shares[call.position] for call in evidence.calls if call.kind == "activation"}
+    assert {point.step: point.value for point in history} == pytest.approx(expected_shares)
     uploaded = {item.path for item in client.list_artifacts(run_id, "interpret")}
     assert {f"interpret/{path}" for path in (*evidence.manifest.files, "manifest.json", "journal.json")} <= uploaded
     assert publishing.log_evidence(evidence, force=True, **place) != run_id
