@@ -142,7 +142,8 @@ def _single_rows(subject: Subject) -> list[dict[str, Any]]:
         for field in fields:
             value = float(columns[field][layer.position])
             known = value if math.isfinite(value) else None
-            text = percent(known) if field.endswith("_share") else number(known)
+            write = percent if field.endswith("_share") else _whole if field.endswith("_units") else number
+            text = write(known)
             graded = level(known, -3, 0) if field in ("zero_share", "saturated_share") else None
             cells.append({"text": text, "level": graded, "sort": -1 if known is None else known})
         rows.append(
@@ -154,6 +155,10 @@ def _single_rows(subject: Subject) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _whole(value: float | None) -> str:
+    return MISSING if value is None else count(value)
 
 
 def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, str, charts.Chart]]:

@@ -54,9 +54,17 @@ def stage_marks(subject: Subject) -> list[dict[str, Any]]:
     for layer in reversed(subject.layers):  # a stage bears the size that its end has
         shape = layer.call.spatial_shape
         if not size or layer.id in subject.stage_ends:
-            size = f"{shape[0]}\N{MULTIPLICATION SIGN}{shape[1]}" if shape else "vector"
+            size = _size(shape)
         is_start = layer.id in starts or layer is subject.layers[0]
         is_late = len(marks) < len(subject.layers) // 12  # a label there is written to the left
         marks.append({"starts": layer.id in starts, "label": size if is_start else "", "late": is_late})
         size = "" if is_start else size
     return marks[::-1]
+
+
+def _size(shape: tuple[int, int] | None) -> str:
+    """A spatial size in few characters, for there is little room under a strip."""
+    if shape is None:
+        return "vector"
+    height, width = shape
+    return f"{height}²" if height == width else f"{height}\N{MULTIPLICATION SIGN}{width}"

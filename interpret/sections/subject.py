@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from interpret import charts, drawing
 from interpret.evidence import Call, Evidence
+from interpret.findings import findings_of
 
 if TYPE_CHECKING:
     from interpret.comparison import Comparison
@@ -119,8 +120,11 @@ class Subject:
             return self.layers if self.detail == "all" else ()
         chosen = {layer.id for layer in self.layers if layer.id in self.stage_ends and self._is_pictured(layer)}
         if self.comparison is None:
-            pictured = [layer for layer in self.layers if self._is_pictured(layer)]
-            chosen |= {layer.id for layer in (*pictured[:1], *pictured[-1:])}
+            convolutions = [layer for layer in self.layers if layer.kind == "convolution" and self._is_pictured(layer)]
+            found = (self.layer[finding.layer] for finding in findings_of(self.reference) if finding.layer)
+            chosen |= {
+                layer.id for layer in (*convolutions[:1], *convolutions[-1:], *found) if self._is_pictured(layer)
+            }
         else:
             first = self.comparison["first_divergence"].values()
             ranked = (keys[:ROWS_PER_RANKING] for keys in self.comparison["ranking"].values())
