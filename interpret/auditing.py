@@ -32,8 +32,9 @@ from interpret.collectors.weights import Weights
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
 from interpret.functional.cam import check_methods
-from interpret.images import Preprocessing, ProbeImages, find_images, load_images, probe_from_tensor
+from interpret.images import ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
+from interpret.preprocessing import Preprocessing
 from interpret.targets import are_several, in_words, target_scores
 from interpret.tracing import Trace, run, select, state_of, trace, unwrap
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from interpret.architectures import PublishedWeights
     from interpret.checkpoint import Checkpoint
-    from interpret.images import Preprocessing
+    from interpret.preprocessing import Preprocessing
 
 
 def audit_checkpoint(
@@ -91,7 +91,8 @@ def audit_checkpoint(
         InterpretError: anything that was given does not exist or does not fit; the message says what.
     """
     from interpret import auditing
-    from interpret.images import find_images, load_images, read_class_names
+    from interpret.images import find_images, load_images
+    from interpret.labels import read_class_names
     from interpret.maps import DEFAULT_METHODS
 
     notify = progress or (lambda stage, done, total: None)
@@ -266,7 +267,7 @@ def _load(
 
 def _preprocessing(spec: str | None, framing: Mapping[str, Any], weights: PublishedWeights | None) -> Preprocessing:
     """The preprocessing that was asked for; what was not said is the weights' own, else ImageNet's."""
-    from interpret.images import Preprocessing
+    from interpret.preprocessing import Preprocessing
 
     given = {name: value for name, value in framing.items() if value is not None}
     if spec is not None:
@@ -289,7 +290,8 @@ def _labels(
     from_folders: bool,
     class_names: Sequence[str] | None,
 ) -> tuple[int | None, ...] | None:
-    from interpret.images import image_names, labels_from_folders, read_labels
+    from interpret.images import image_names
+    from interpret.labels import labels_from_folders, read_labels
 
     if not from_folders:
         return None if file is None else read_labels(file, image_names(paths, root), class_names)

@@ -21,7 +21,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "checkpoint": ({"errors"}, {"torch", "safetensors"}),
     "architectures": ({"errors", "specs", "checkpoint"}, {"torch", "torchvision", "timm"}),
     "loading": ({"errors", "tracing", "checkpoint"}, {"torch"}),
-    "images": ({"errors", "specs"}, {"torch", "PIL", "numpy"}),
+    "preprocessing": ({"errors", "specs"}, {"torch", "PIL", "numpy"}),
+    "images": ({"errors", "preprocessing"}, {"torch", "PIL", "numpy"}),
+    "labels": ({"errors", "images"}, set()),
     "tracing": ({"errors", "evidence"}, {"torch", "torchinfo"}),
     "targets": ({"errors", "evidence", "tracing"}, {"torch", "numpy"}),
     "hooks": ({"errors", "evidence", "tracing", "targets"}, {"torch", "numpy"}),
@@ -33,7 +35,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "auditing": (
         {
             "errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors", "checkpoint",
-            "images",
+            "preprocessing", "images",
         },
         {"torch", "numpy"},
     ),
@@ -54,8 +56,8 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
     "sources": (
-        {"errors", "evidence", "architectures", "checkpoint", "loading", "images", "hooks", "maps", "auditing"}
-        | {"tracking", "publishing"},
+        {"errors", "evidence", "architectures", "checkpoint", "loading", "preprocessing", "images", "labels", "hooks"}
+        | {"maps", "auditing", "tracking", "publishing"},
         {"torch", "numpy"},
     ),
     "publishing": (
