@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     0 done; 1 done, but a collector failed; 2 bad usage or bad input; 130 interrupted.
     """
-    state = {"debug": False}
+    arguments = sys.argv[1:] if arguments is None else arguments
+    state = {"debug": False, "command": ["interpret", *arguments]}
     try:
         code = commands.main(arguments, prog_name="interpret", standalone_mode=False, obj=state)
     except click.ClickException as error:
@@ -310,7 +311,7 @@ def audit(
         _check_store(tracking_uri)
     with _Progress() as progress:
         evidence = sources.audit_checkpoint(
-            checkpoint, out=out, tracking_uri=tracking_uri, progress=progress, **options
+            checkpoint, out=out, tracking_uri=tracking_uri, command=_command(), progress=progress, **options
         )
         run = location = None
         if not no_mlflow:
@@ -423,6 +424,7 @@ def diff(
             Path(directory, "evidence"),
             targets=targets,
             tracking_uri=tracking_uri,
+            command=_command(),
             progress=progress.of,
             **options,
         )
@@ -553,6 +555,7 @@ def demo(directory: str, as_json: bool) -> int:
             images=place / "images",
             model=demonstration.MODEL,
             class_names=place / "class_names.txt",
+            command=_command(),
             progress=progress.of,
             **demonstration.PREPROCESSING,
         )
@@ -608,6 +611,12 @@ class _Progress:
     def of(self, name: str) -> Callable[[str, int, int], None]:
         """The progress of one audit among several."""
         return lambda stage, done, total: self(f"{name}: {stage}", done, total)
+
+
+def _command() -> list[str]:
+    """The command line, as it was typed."""
+    command: list[str] = click.get_current_context().find_root().obj["command"]
+    return command
 
 
 def _check_store(tracking_uri: str | None) -> None:

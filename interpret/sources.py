@@ -54,6 +54,7 @@ def audit_checkpoint(
     device: str | None = None,
     seed: int = 0,
     tracking_uri: str | None = None,
+    command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evidence:
     """Audit a checkpoint that lies anywhere, on images that lie on this disk.
@@ -85,6 +86,7 @@ def audit_checkpoint(
         device: where to run.
         seed: of everything random.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
+        command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
 
     Raises:
@@ -129,6 +131,7 @@ def audit_checkpoint(
             batch_size=batch_size,
             device=device,
             seed=seed,
+            command=command,
             progress=progress,
         )
 

@@ -225,6 +225,7 @@ def test_audit_prints_run_location_and_evidence(
     assert result["status"] == "complete"
     evidence = read_evidence(result["evidence"])
     assert evidence.folder == tmp_path / "artifacts" / result["run_id"] / "artifacts" / "interpret"
+    assert evidence.journal["environment"]["command"][:3] == ["interpret", "audit", str(inputs / "old.pt")]
     assert evidence.manifest.inputs["labels"] == [0, 0, 1, 1, 1]
     assert evidence.manifest.model["class_names"] == ["cat", "dog", "bird"]
     client = MlflowClient(tracking_uri=store)

@@ -72,7 +72,7 @@ def test_setup_installs_once_until_the_project_file_changes(tmp_path: Path) -> N
     calls = root / "calls"
     for _ in range(2):
         subprocess.run([root / "scripts" / "setup", "demo"], check=True, capture_output=True)
-    assert calls.read_text() == f"-m pip install --disable-pip-version-check -e {root}[demo]\n"
+    assert calls.read_text() == f"-m pip install --disable-pip-version-check --no-compile -e {root}[demo]\n"
     subprocess.run([root / "scripts" / "setup", "dev"], check=True, capture_output=True)
     assert calls.read_text().count("[dev]") == 1
     with (root / "pyproject.toml").open("a") as file:
