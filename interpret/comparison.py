@@ -13,18 +13,14 @@ from numpy.typing import NDArray
 
 from interpret.errors import InterpretError
 from interpret.evidence import Call, Evidence, as_evidence, unique_labels
-from interpret.findings import (
-    SEVERITIES,
-    Finding,
-    findings_between,
-    findings_of,
-    first_divergence,
-    ranking,
-    verdict,
-    weight_ratios,
-)
+from interpret.findings import Finding, findings_between, findings_of, most_severe_first
 from interpret.functional.similarity import cka_matrix
-from interpret.measures import CallPair, Measures, Predictions, Run, TensorPair, mean_cka, measure
+from interpret.measures import CallPair, Measures, measure
+from interpret.measures.predictions import Predictions
+from interpret.measures.representations import mean_cka
+from interpret.measures.runs import Run
+from interpret.measures.weights import TensorPair
+from interpret.verdicts import first_divergence, ranking, verdict, weight_ratios
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +51,7 @@ class Comparison:
         origins: by label what is known of the MLflow run: `run_id`, `run_name`, `step`.
         measures: by label of every other run, what was measured against the reference.
         rows: the calls in the reference's order, with added calls behind their predecessors.
-        verdict: by label, one word; see `findings.verdict`.
+        verdict: by label, one word; see `verdicts.verdict`.
         ranking: by label, keys of the suspicious calls, most suspicious first.
         first_divergence: by label, key of the first call whose output differs, or None.
         findings: sentences about all runs, most severe first.
@@ -192,9 +188,8 @@ class Comparison:
         if not row.in_reference:
             return _entry(None, {})
         health = self.runs[self.reference].health[row.call.position]
-        weights = "identical" if row.call.tensors else "none"
-        own = CallPair(row.call, row.call, None, health, health, weights=weights, noise_floor=health.noise_floor)
-        return _entry(own, {})
+        own = CallPair(row.call, row.call, None, health, health, noise_floor=health.noise_floor)
+        return _entry(own, {}) | {"weights": "identical" if row.call.tensors else "none"}
 
 
 def compare(
@@ -290,7 +285,7 @@ def _findings(runs: Mapping[str, Run], measures: Mapping[str, Measures]) -> tupl
         own = [item for item in findings_of(runs[label], label) if item.severity in ("critical", "warning")]
         found += findings_between(measures[label], label)
         found += [item for item in own if (item.rule, item.layer) not in known]
-    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+    return most_severe_first(found)
 
 
 # comparison.json ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
 from interpret.functional.statistics import count_sketch, histogram
+from interpret.measures import Measures
 
 Array = NDArray[Any]
 Weights = Mapping[str, Array]
@@ -550,3 +551,16 @@ def _activations(records: Sequence[Record], displayed: int, rename: Callable[[st
 
 def _displayed(images: Array) -> Array:
     return np.clip(images.transpose(0, 2, 3, 1) * 40 + 128, 0, 255).astype(np.uint8)
+
+
+def with_changes(measures: Measures, changes: Sequence[float]) -> Measures:
+    """The measures of many convolutions whose kernels changed by the given amounts."""
+    template = next(pair for pair in measures.calls if pair.key == "conv1")
+    tensor = template.tensors[0]
+    calls = []
+    for index, change in enumerate(changes):
+        call = replace(template.reference, key=f"c{index}", unit=f"c{index}", position=index)
+        status = "changed" if change else "identical"
+        changed = replace(tensor, status=status, change=change)
+        calls.append(replace(template, reference=call, other=call, tensors=(changed,)))
+    return replace(measures, calls=tuple(calls))

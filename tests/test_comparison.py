@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from bundles import bundle, int8, network, noisy, permuted, probe, scaled, zeroed_filters
 
+from bundles import bundle, int8, network, noisy, permuted, probe, scaled, zeroed_filters
 from interpret.comparison import compare
 from interpret.errors import EvidenceError, InterpretError
 

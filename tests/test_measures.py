@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+
 from bundles import (
     bundle,
     changed_call,
@@ -19,9 +20,11 @@ from bundles import (
     shifted,
     zeroed_filters,
 )
-
 from interpret.functional import agreement, similarity
-from interpret.measures import Run, align, mean_cka, measure
+from interpret.measures import measure
+from interpret.measures.alignment import align
+from interpret.measures.representations import mean_cka
+from interpret.measures.runs import Run
 
 WEIGHTS = network()
 IMAGES = probe()
@@ -362,7 +365,7 @@ def test_without_layers_nothing_fails(reference):
 def test_chunks_change_nothing(reference, monkeypatch):
     tampered = Run(bundle(noisy(WEIGHTS, 0.1)))
     whole = measure(reference, tampered)
-    monkeypatch.setattr("interpret.measures.CHUNK_ENTRIES", 3 * 16 * 16)
+    monkeypatch.setattr("interpret.measures.representations.CHUNK_ENTRIES", 3 * 16 * 16)
     parts = measure(reference, tampered)
     assert [pair.cka for pair in parts.calls] == [pair.cka for pair in whole.calls]
     assert [pair.gram_change for pair in parts.calls] == [pair.gram_change for pair in whole.calls]

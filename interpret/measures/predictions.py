@@ -1,0 +1,120 @@
+"""Whether the runs predict the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interpret.functional import agreement, similarity
+from interpret.measures.alignment import CommonImages
+from interpret.measures.runs import Array, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One image that the two runs predict differently; `label` is None where unknown."""
+
+    name: str
+    label: int | None
+    reference_class: int
+    other_class: int
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """How far two runs predict the same on their common images.
+
+    Attributes:
+        images: images compared.
+        kl_mean: mean of KL(reference || other) in nats; `kl_max` is the worst image.
+        top5_overlap: mean Jaccard overlap of the five highest classes.
+        logit_change: |z' - z| / |z| over all logits.
+        accuracy, reference_accuracy, negative_flips, positive_flips: on images with a label; None without labels.
+        churn_interval: 95 % Wilson interval of the share of changed predictions, 1 - `top1_agreement`.
+        flips: the changed predictions.
+    """
+
+    images: int
+    top1_agreement: float
+    kl_mean: float
+    kl_max: float
+    top5_overlap: float
+    logit_change: float
+    labelled: int
+    accuracy: float | None
+    reference_accuracy: float | None
+    negative_flips: int | None
+    positive_flips: int | None
+    churn_interval: tuple[float, float]
+    flips: tuple[Flip, ...]
+
+    @property
+    def churn(self) -> float:
+        """Share of images whose predicted class changed."""
+        return len(self.flips) / self.images
+
+
+def compare_predictions(reference: Run, other: Run, common: CommonImages) -> tuple[Predictions | None, str | None]:
+    """How the predictions of the common images compare, or why they do not."""
+    if common.how == "no":
+        return None, None  # that images are missing is said already
+    why = _not_comparable(reference, other)
+    if why is None:
+        first = reference.array("predictions", "logits")[common.here].astype(np.float64)
+        second = other.array("predictions", "logits")[common.there].astype(np.float64)
+        broken = int((~np.isfinite(first) | ~np.isfinite(second)).any(1).sum())
+        if not broken:
+            return _compare_logits(reference, other, common, first, second), None
+        why = f"the outputs of {broken} of {len(first)} images are not finite"
+    return None, f"predictions: {why}"
+
+
+def _not_comparable(reference: Run, other: Run) -> str | None:
+    for name, run in (("the reference", reference), ("the other run", other)):
+        if not run.evidence.has("predictions", "logits"):
+            return f"they were not recorded in {name}"
+        shape = run.array("predictions", "logits").shape
+        if len(shape) != 2:
+            return f"the output of {name} is no vector of classes: shape {shape}"
+    classes = [run.array("predictions", "logits").shape[1] for run in (reference, other)]
+    if classes[0] != classes[1]:
+        return f"the reference has {classes[0]} classes, the other run {classes[1]}"
+    names = [run.evidence.manifest.model["class_names"] for run in (reference, other)]
+    if None not in names and list(names[0]) != list(names[1]):
+        return "the class names differ"
+    return None
+
+
+def _compare_logits(reference: Run, other: Run, common: CommonImages, first: Array, second: Array) -> Predictions:
+    before, after = first.argmax(1), second.argmax(1)
+    labels = np.full(len(before), -1)
+    for run, place in ((other, common.there), (reference, common.here)):  # the reference's labels win
+        if run.evidence.has("predictions", "labels"):
+            own = run.array("predictions", "labels")[place]
+            labels = np.where(own >= 0, own, labels)
+    known = labels >= 0
+    labelled = int(known.sum())
+    negative, positive = agreement.flips(before, after, labels)
+    divergence = agreement.kl_divergence(first, second)
+    names = reference.evidence.manifest.inputs["names"]
+    flips = tuple(
+        Flip(names[common.here[i]], int(labels[i]) if known[i] else None, int(before[i]), int(after[i]))
+        for i in np.flatnonzero(before != after)
+    )
+    size, other_size = (np.atleast_1d(np.linalg.norm(logits)) for logits in (first, second))
+    return Predictions(
+        images=len(before),
+        top1_agreement=float((before == after).mean()),
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        top5_overlap=float(agreement.top_overlap(first, second).mean()),
+        logit_change=float(similarity.relative(np.atleast_1d(np.linalg.norm(first - second)), size, other_size)[0]),
+        labelled=labelled,
+        accuracy=float((after == labels)[known].mean()) if labelled else None,
+        reference_accuracy=float((before == labels)[known].mean()) if labelled else None,
+        negative_flips=int(negative.sum()) if labelled else None,
+        positive_flips=int(positive.sum()) if labelled else None,
+        churn_interval=agreement.wilson_interval(len(flips), len(before)),
+        flips=flips,
+    )
