@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bundles import bundle, forward, int8, network, noisy, pooled, probe, scaled
+from bundles import bundle, int8, network, noisy, probe, scaled
 from interpret.measures import measure
 from interpret.measures.alignment import align
 from interpret.measures.runs import Run
@@ -21,10 +21,6 @@ def against(reference, weights=WEIGHTS, **options):
 
 def calls(measures):
     return {pair.key: pair for pair in measures.calls}
-
-
-def features(weights, key, images=IMAGES):
-    return pooled(next(record for record in forward(weights, images) if record.key == key).output)[0]
 
 
 def test_calls_pair_by_name():
