@@ -36,7 +36,7 @@ from interpret.images import ProbeImages, find_images, load_images, probe_from_t
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
 from interpret.preprocessing import Preprocessing
 from interpret.targets import are_several, in_words, target_scores
-from interpret.tracing import Trace, run, select, state_of, trace, unwrap
+from interpret.tracing import Trace, run, select, state_of, trace, unwrap, without_onednn
 
 COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps)
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
@@ -63,6 +63,7 @@ def audit(
     batch_size: int = 16,
     device: str | torch.device | None = None,
     seed: int = 0,
+    command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evidence:
     """Audit one model on probe images: one forward per image, one backward per displayed image and target.
@@ -87,6 +88,7 @@ def audit(
         batch_size: images per forward; memory is bounded by one batch.
         device: where to run; None for where the model is.
         seed: of everything random.
+        command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
 
     Returns:
@@ -122,7 +124,9 @@ def audit(
         records = crew.records()
         _write(writer, records, probe)
         clock.stop("collect")
-        manifest = _manifest(setting, probe, checkpoint, crew, reference, seed, targets, batch_size, class_names)
+        manifest = _manifest(
+            setting, probe, checkpoint, crew, reference, seed, targets, batch_size, class_names, layers
+        )
         journal = {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": clock.seconds,
@@ -131,6 +135,7 @@ def audit(
                 "system": platform.system(),
                 "machine": platform.machine(),
                 "torch_threads": torch.get_num_threads(),
+                "command": list(command),
             },
         }
         evidence = writer.finish(manifest, journal)
@@ -168,7 +173,11 @@ def _probe(
     display_count: int,
     report: Progress,
 ) -> ProbeImages:
+    if display_count < 0:
+        raise InterpretError(f"display count {display_count} is negative")
     if isinstance(images, ProbeImages):
+        if any(given is not None for given in (names, labels, display_images, preprocessing)):
+            raise InterpretError("loaded probe images carry their own names, labels, pictures and preprocessing")
         return images
     if isinstance(images, Tensor):
         return probe_from_tensor(
@@ -278,21 +287,35 @@ def _forward(
             maps = None
         with (
             torch.set_grad_enabled(maps is not None),
-            hooks.visiting(model, setting.trace.calls, _visit(crew, start, maps)),
+            hooks.visiting(model, setting.trace.calls, _visit(crew, start, stop - start, maps)),
         ):
             output = run(model, images[start:stop])
         with torch.no_grad():
             crew.each(lambda collector, output=output, start=start: collector.predict(output, start))  # type: ignore[misc]
         if maps is not None:
-            scores, indices = target_scores(output, targets(start, stop))
+            chosen = targets(start, stop)
+            try:
+                scores, indices = target_scores(output, chosen)
+            except LayerError as error:
+                if not isinstance(chosen, str):
+                    raise
+                maps.skipped = str(error)  # nothing was asked for, and there is no class to predict
+                continue
             crew.attempt(maps, lambda _, maps=maps, scores=scores, indices=indices: maps.explain(scores, indices))  # type: ignore[misc]
         report("forward and backward", stop, count)
 
 
-def _visit(crew: Crew, first: int, maps: Maps | None) -> hooks.Visit:
+def _is_by_image(call: Call, output: Tensor, count: int) -> bool:
+    """Whether the first axis of an output is the batch: patches or time steps may be folded into it."""
+    return output.numel() > 0 and call.output_shape[:1] == (1,) and output.shape[0] == count
+
+
+def _visit(crew: Crew, first: int, count: int, maps: Maps | None) -> hooks.Visit:
     last: list[tuple[Tensor, int]] = []
 
     def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor) -> Tensor | None:
+        if not _is_by_image(call, output, count):
+            return None
         new: Tensor | None = None
         if maps is not None:
             new = crew.attempt(maps, lambda _: maps.attach(call, output))
@@ -319,12 +342,13 @@ def _repeat(model: nn.Module, images: Tensor, setting: Setting, crew: Crew, repo
     for index in range(REPEATED_IMAGES):
 
         def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor, index: int = index) -> None:
-            seen = Observation(call, module, None, output.detach(), index, False)
-            crew.each(lambda collector: collector.repeat(seen))
+            if _is_by_image(call, output, 1):
+                seen = Observation(call, module, None, output.detach(), index, False)
+                crew.each(lambda collector: collector.repeat(seen))
 
         with (
             torch.no_grad(),
-            torch.backends.mkldnn.flags(enabled=False),
+            without_onednn(),
             hooks.visiting(model, setting.trace.calls, visit),
         ):
             run(model, images[index : index + 1])
@@ -345,6 +369,8 @@ def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
     if chosen is None or isinstance(chosen, str | int | np.integer) or callable(chosen):
         return lambda start, stop: chosen
     array = np.asarray(chosen)
+    if array.ndim == 0:
+        return lambda start, stop: int(array)
     if array.ndim not in (1, 2) or len(array) < len(probe.pictures):
         raise LayerError(
             f"targets of shape {array.shape} do not fit {len(probe.images)} images; "
@@ -408,6 +434,7 @@ def _manifest(
     targets: Any,
     batch_size: int,
     class_names: Sequence[str] | None,
+    layers: Sequence[str] | str | None,
 ) -> Manifest:
     trace = setting.trace
     dtypes: dict[str, int] = {}
@@ -431,6 +458,7 @@ def _manifest(
             "stripped_prefixes": [] if checkpoint is None else list(checkpoint.stripped_prefixes),
             "dtypes": dict(sorted(dtypes.items())),
             "unexpected": [] if checkpoint is None else list(checkpoint.unexpected),
+            "missing": [] if checkpoint is None else list(checkpoint.missing),
         },
         model={
             "name": type(setting.model).__name__,
@@ -455,6 +483,7 @@ def _manifest(
         collectors={name: crew.states[name] for name in crew.names},
         settings={
             "methods": list(setting.methods),
+            "layers": [layers] if isinstance(layers, str) else layers and list(layers),
             "targets": in_words(targets),
             "display_count": setting.displayed,
             "batch_size": batch_size,

@@ -171,7 +171,7 @@ class Evidence:
             return ()
         entries = json.loads(self._read("weights.json"))["tensors"]
         return tuple(
-            TensorRecord(index=index, **{**entry, "shape": tuple(entry["shape"])})
+            TensorRecord(index=index, **{**_known(TensorRecord, entry, "weights.json"), "shape": tuple(entry["shape"])})
             for index, entry in enumerate(entries)
         )
 
@@ -210,8 +210,9 @@ class Evidence:
             EvidenceError: the array was not recorded, or the file does not match its digest.
         """
         if not self.has(kind, key):
-            status = self.manifest.collectors.get(kind, {})
-            why = f" ({status['message']})" if status.get("message") else ""
+            writers = ("statistics", "gram") if kind == "layers" else (kind,)
+            messages = [self.manifest.collectors.get(name, {}).get("message", "") for name in writers]
+            why = f" ({'; '.join(filter(None, messages))})" if any(messages) else ""
             raise EvidenceError(f"array {key!r} is not in {kind}.npz of {self.folder}{why}")
         return self._archive(kind)[key]
 
@@ -391,11 +392,19 @@ def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
 
 
 def _call(entry: Mapping[str, Any]) -> Call:
-    names = [item.name for item in dataclasses.fields(Call)]
-    values = {name: entry[name] for name in names}
+    values = _known(Call, entry, "an entry of calls")
     for name in ("input_shape", "output_shape", "tensors"):
         values[name] = None if values[name] is None else tuple(values[name])
     return Call(**values)
+
+
+def _known(kind: type, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a data type in a JSON object; others, of later releases, are passed over."""
+    names = [item.name for item in dataclasses.fields(kind) if item.name != "index"]
+    missing = [name for name in names if name not in entry]
+    if missing:
+        raise EvidenceError(f"{where} lacks {', '.join(missing)}; the bundle is damaged")
+    return {name: entry[name] for name in names}
 
 
 def as_evidence(evidence: Evidence | str | Path) -> Evidence:

@@ -9,6 +9,7 @@ as they are.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +21,16 @@ from torch import Tensor, nn
 
 from interpret.evidence import Call
 from interpret.targets import target_scores
-from interpret.tracing import canonical_name, input_tensor, output_tensor, run, select, trace, unwrap
+from interpret.tracing import (
+    canonical_name,
+    input_tensor,
+    output_tensor,
+    refuse_unobservable,
+    run,
+    select,
+    trace,
+    unwrap,
+)
 
 Visit = Callable[[Call, nn.Module, Tensor | None, Tensor], Tensor | None]
 
@@ -32,15 +42,27 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
     Restored: every module's training flag, every parameter's ``requires_grad``, buffers, random states of torch, numpy
         and Python.
     """
+    refuse_unobservable(model)
     flags = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the user's global state)
     devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
-        with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as stack:
+            for mode in (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad()):
+                stack.enter_context(mode)
+            if "torch._dynamo" in sys.modules:  # compiled parts run as written: compiled code calls no hooks
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002 (networks that draw from the global state)
             torch.backends.mha.set_fastpath_enabled(
                 False
             )  # the fused path bypasses modules and counts no multiply-adds
@@ -55,15 +77,16 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
         for parameter in trainable:
             parameter.requires_grad_(True)
         with torch.no_grad():
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
                 if not _same(buffer, before):
                     buffer.copy_(before)
+                module._buffers[name] = buffer
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or (a.is_floating_point() and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)))
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 @contextmanager
@@ -93,6 +116,8 @@ def visiting(
         new = visit(call, module, input_tensor(arguments, keywords), tensor)
         if new is None or output is tensor:
             return new
+        if hasattr(output, "_replace"):
+            return output._replace(**{output._fields[0]: new})
         return type(output)((new, *output[1:]))
 
     def before(module: nn.Module, arguments: Any, keywords: Any) -> None:

@@ -45,7 +45,7 @@ class MapPass:
 
     def attach(self, call: Call, output: Tensor) -> Tensor | None:
         """Watch one call's output inside the forward; what is returned, if anything, must replace it."""
-        if call.key not in self.keys:
+        if call.key not in self.keys or output.ndim != 4:
             return None
         if not self.gradient_methods:
             self._keep("eigen-cam", call, eigen_cam(_features(output.detach(), call)))
@@ -64,9 +64,14 @@ class MapPass:
     def backward(self, scores: Tensor) -> None:
         """Explain scores of shape (n, R), one backward per target."""
         if self.gradient_methods and self._leaves and scores.requires_grad:
-            for target in range(scores.shape[1]):
-                more = target + 1 < scores.shape[1]
-                torch.autograd.grad(scores[:, target].sum(), self._leaves, retain_graph=more, allow_unused=True)
+            try:
+                for target in range(scores.shape[1]):
+                    more = target + 1 < scores.shape[1]
+                    torch.autograd.grad(scores[:, target].sum(), self._leaves, retain_graph=more, allow_unused=True)
+            except RuntimeError as error:
+                raise LayerError(
+                    f"the backward pass failed: {error}; where the model checkpoints its gradients, switch that off"
+                ) from error
         self._handles.close()
         self._leaves.clear()
 

@@ -39,6 +39,7 @@ _TAG = re.compile(r"<(style|script).*?</\1>|<[^>]*>", re.DOTALL)
 FORMATS = ("html", "pdf")
 DETAILS = ("matters", "all")
 # Shorter names need no place to break; on paper, where columns are known, every <wbr> costs layout time.
+USUAL_CHARACTERS = string.printable + "↑↓→←·×−–—…≤≥±≈°µ²³¹⁰⁴⁵⁶⁷⁸⁹⁻■●▲▼◆×“”‘’"
 BREAKABLE_ON_SCREEN, BREAKABLE_ON_PAPER = 24, 44
 
 
@@ -287,9 +288,9 @@ def _breakable(text: object, longer_than: int) -> Markup:
 
 
 def _characters(markup: str) -> str:
-    """The characters of a page's text, with ASCII and the arrows of sortable columns: what its font must hold."""
+    """The characters that a page's font must hold: the usual ones, which let reports share a font, and its text's."""
     text = html.unescape(_TAG.sub("", markup))
-    return "".join(sorted(character for character in {*text, *string.printable, *"↑↓"} if character >= " "))
+    return "".join(sorted(character for character in {*text, *USUAL_CHARACTERS} if character >= " "))
 
 
 def _data_uri(figure: Figure) -> str:

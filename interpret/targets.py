@@ -63,7 +63,10 @@ def target_scores(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
     elif isinstance(targets, str):
         raise LayerError(f"unknown target {targets!r}; give 'predicted', 'label', a class index or an array of them")
     else:
-        indices = torch.as_tensor(np.asarray(targets)).to(torch.int64)
+        given = torch.as_tensor(np.asarray(targets))
+        if given.is_floating_point() or given.is_complex():
+            raise LayerError(f"targets of type {given.dtype} are no class indices; give integers")
+        indices = given.to(torch.int64)
         if indices.ndim == 0:
             indices = indices.expand(count)
         if indices.ndim == 1:
@@ -81,9 +84,12 @@ def target_scores(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
 
 def are_several(targets: Targets) -> bool:
     """Whether a list holds targets of different forms, rather than class indices image by image."""
-    forms = (str, Evidence, np.ndarray, Tensor)
     return isinstance(targets, list | tuple) and any(
-        target is None or isinstance(target, forms) or callable(target) for target in targets
+        target is None
+        or isinstance(target, str | Evidence)
+        or callable(target)
+        or (isinstance(target, np.ndarray | Tensor) and target.ndim > 0)
+        for target in targets
     )
 
 

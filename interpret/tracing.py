@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torchinfo
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.utils.flop_counter import FlopCounterMode
+from torchinfo.torchinfo import clear_cached_forward_pass
 
 from interpret.errors import InterpretError, LayerError, did_you_mean
 from interpret.evidence import Call
 
 _ACTIVATION_MODULE = "torch.nn.modules.activation"
 
+_POOLING = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+PARAMETER_HOLDERS = (nn.ParameterList, nn.ParameterDict)
 _NORMALIZATIONS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -68,7 +79,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def canonical_name(name: str) -> str:
     """A module's or tensor's name without the wrappers of ``torch.compile``."""
-    return name.replace("_orig_mod.", "")
+    return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -122,7 +133,9 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     recorder = _Recorder(model)
     image = images[:1].clone()
     summary, summary_error = "", ""
-    with recorder.watching(), torch.no_grad(), FlopCounterMode(display=False) as recorder.flops:
+    fused = without_onednn() if recorder.has_fused_recurrence else nullcontext()
+    # the fused kernels of attention and recurrence are opaque to the counter of multiply-adds
+    with sdpa_kernel(SDPBackend.MATH), fused, recorder.watching(), torch.no_grad(), recorder.flops:
         try:
             summary = str(torchinfo.summary(model, input_data=[image], verbose=0, depth=100, device=image.device))
         except RuntimeError as error:
@@ -130,7 +143,31 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
             summary_error = f"torchinfo cannot summarise this model: {error.__cause__ or error}"
             recorder.restart()
             run(model, image)
+        finally:
+            clear_cached_forward_pass()  # torchinfo would keep the model alive in a global
     return recorder.finish(summary, summary_error)
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """Other CPU kernels than oneDNN's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration")  # torch's own switch warns of Intel GPUs
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def refuse_unobservable(model: nn.Module) -> None:
+    """Raise an InterpretError for modules that run without hooks, or cannot run yet."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InterpretError(
+            "TorchScript modules run without hooks, so nothing can be seen; give the original nn.Module"
+        )
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InterpretError(
+                f"{name!r} is lazy and not initialised; run the model once, or load its weights, first"
+            )
 
 
 def run(model: nn.Module, images: Tensor) -> Any:
@@ -140,10 +177,10 @@ def run(model: nn.Module, images: Tensor) -> Any:
         InterpretError: the model fails; the message quotes its error and the input's shape.
     """
     try:
-        return model(images)
+        return model(images.clone())  # the model may write to its input
     except InterpretError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+    except Exception as error:  # whatever the user's network raises
         raise InterpretError(
             f"{type(model).__name__} failed on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}; "
             "check the number of channels, the size and the preprocessing"
@@ -168,19 +205,27 @@ class _Recorder:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.names = {module: canonical_name(name) for name, module in model.named_modules()}
-        own_state = any(True for _ in model.parameters(recurse=False)) or any(
-            True for _ in model.buffers(recurse=False)
-        )
+        # a parametrization computes its module's weights; it is no layer
+        inside = {
+            child for module in self.names if isinstance(module, ParametrizationList) for child in module.modules()
+        }
         # the root has no name; it is a call only where tensors would otherwise belong to nothing
-        self.watched = [module for module, name in self.names.items() if name or own_state]
+        holders = [model, *(child for child in model.children() if isinstance(child, PARAMETER_HOLDERS))]
+        own_state = any(
+            True for holder in holders for _ in (*holder.parameters(recurse=False), *holder.buffers(recurse=False))
+        )
+        self.watched = [module for module, name in self.names.items() if (name or own_state) and module not in inside]
+        self.has_fused_recurrence = any(isinstance(module, nn.RNNBase) for module in self.names)
         self.flops = FlopCounterMode(display=False)
         self.seen: list[_Seen] = []
-        self.started: list[int] = []
+        self.started: list[tuple[nn.Module, int]] = []
+        self.before = 0
         self.output: Tensor | None = None
 
     def restart(self) -> None:
         self.seen.clear()
         self.started.clear()
+        self.before = self.flops.get_total_flops()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -192,10 +237,13 @@ class _Recorder:
             yield
 
     def _before(self, module: nn.Module, arguments: Any) -> None:
-        self.started.append(self.flops.get_total_flops())
+        self.started.append((module, self.flops.get_total_flops()))
 
     def _after(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-        flops = self.flops.get_total_flops() - self.started.pop()
+        begun, flops = self.started.pop()
+        while begun is not module:  # a module that raised, and was caught inside the model, never ended
+            begun, flops = self.started.pop()
+        flops = self.flops.get_total_flops() - flops
         tensor = output_tensor(output)
         if tensor is not None:
             version = tensor._version
@@ -209,7 +257,7 @@ class _Recorder:
         calls: list[Call] = []
         executions: dict[str, int] = {}
         producers: dict[int, str] = {}
-        channel_last: set[tuple[int, ...]] = set()
+        layouts = _layouts(self.seen)
         for position, seen in enumerate(self.seen):
             occurrence = executions.get(seen.name, 0)
             executions[seen.name] = occurrence + 1
@@ -218,9 +266,7 @@ class _Recorder:
             shape = _one_image(seen.output)
             if kind in ("convolution", "linear"):
                 producers[id(seen.output)] = key
-            layout = _layout(seen.module, kind, shape, channel_last)
-            if layout == "NHWC":
-                channel_last.add(shape)
+            layout = layouts[position]
             calls.append(
                 Call(
                     key=key,
@@ -243,7 +289,7 @@ class _Recorder:
         calls = _mark_stage_ends(calls)
         calls, unused = _assign_tensors(self.model, calls)
         whole = None if self.output is None else _one_image(self.output)
-        total = self.flops.get_total_flops() // 2
+        total = (self.flops.get_total_flops() - self.before) // 2
         return Trace(tuple(calls), unused, summary, summary_error, whole, total)
 
 
@@ -251,18 +297,44 @@ def _one_image(tensor: Tensor) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor.shape)
 
 
-def _layout(module: nn.Module, kind: str, shape: tuple[int, ...], channel_last: set[tuple[int, ...]]) -> str:
-    """Where the channels lie; outputs of linear layers, LayerNorm and the containers around them are channel-last."""
-    if len(shape) == 2:
-        return "NC"
-    if len(shape) == 3:
-        return "NTC"
-    if len(shape) != 4:
-        return "other"
-    normalized = getattr(module, "normalized_shape", None)
-    last = kind == "linear" or (isinstance(module, nn.LayerNorm) and normalized == (shape[-1],) != (shape[1],))
-    inherits = kind not in ("convolution", "pooling") and shape in channel_last and shape[1] != shape[-1]
-    return "NHWC" if last or inherits else "NCHW"
+def _layouts(seen: Sequence[_Seen]) -> list[str]:
+    """Where the channels lie in every output.
+
+    Some modules leave no doubt: convolutions, pooling and BatchNorm have them second, linear layers and LayerNorm last,
+    in their input too. Others hand a tensor on, or keep the layout of an input of the same shape; that is followed by
+    the tensors' identities.
+    """
+    last: dict[int, bool] = {}
+    for item in seen:
+        known = _channels_last(item.module, item.output)
+        if known is not None:
+            last[id(item.output)] = known
+            if item.input is not None:
+                last.setdefault(id(item.input), known)
+    layouts = []
+    for item in seen:
+        known = last.get(id(item.output))
+        if known is None and item.input is not None and item.input.shape == item.output.shape:
+            known = last.get(id(item.input))
+        if known is not None:
+            last[id(item.output)] = known
+        shape = _one_image(item.output)
+        names = {2: ("NC", "NC"), 3: ("NCL", "NTC"), 4: ("NCHW", "NHWC")}.get(len(shape), ("other", "other"))
+        fallback = len(shape) == 3  # tokens, unless a one-dimensional convolution says otherwise
+        layouts.append(names[fallback if known is None else known] if shape[:1] == (1,) else "other")
+    return layouts
+
+
+def _channels_last(module: nn.Module, output: Tensor) -> bool | None:
+    """Whether a module's channels are the last axis; None where its type does not say."""
+    if output.ndim < 3:
+        return None
+    if isinstance(module, nn.Linear | nn.Bilinear | nn.MultiheadAttention | nn.RNNBase):
+        return True
+    if type(module) is nn.LayerNorm:  # subclasses that permute inside are common
+        return len(module.normalized_shape) == 1
+    channels_second = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, *_POOLING)
+    return False if isinstance(module, channels_second) else None
 
 
 def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
@@ -271,14 +343,15 @@ def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
     The second condition passes over the first layers of a strided block, which still work at the size of the stage
     before.
     """
-    names = {call.name for call in calls if call.name}
+    kinds = {call.name: call.kind for call in calls if call.name}
     last: dict[tuple[int, int], tuple[int, int]] = {}
     for call in calls:
         size = call.spatial_shape
-        if size is None or max(size) == 1:
-            continue
         parts = call.name.split(".")
-        depth = sum(".".join(parts[:end]) in names for end in range(1, len(parts)))
+        around = [kinds[outer] for end in range(1, len(parts)) if (outer := ".".join(parts[:end])) in kinds]
+        if size is None or max(size) == 1 or "convolution" in around:  # padding inside a convolution is no stage
+            continue
+        depth = len(around)
         if size not in last or depth <= last[size][0]:
             last[size] = depth, call.position
     ends = {position for _, position in last.values()}
@@ -300,6 +373,8 @@ def _assign_tensors(model: nn.Module, calls: Sequence[Call]) -> tuple[list[Call]
     for name, tensor in state_of(model).items():
         path = name.rpartition(".")[0]
         owner = first_name[id(path_to_module[path])] if path in path_to_module else path
+        if isinstance(path_to_module.get(path), PARAMETER_HOLDERS):
+            owner = owner.rpartition(".")[0]  # never runs: its tensors are its parent's
         while owner not in key_of and "." in owner:
             owner = owner.rpartition(".")[0]
         if owner not in key_of:

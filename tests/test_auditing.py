@@ -22,6 +22,7 @@ from interpret.collectors.gram import Gram
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import Evidence
 from interpret.functional.statistics import count_sketch, histogram
+from interpret.images import probe_from_tensor
 from networks import Digits, digit_images, trained_digits
 
 
@@ -101,6 +102,36 @@ def test_batchnorm_drift(evidence: Evidence, outputs: dict[str, Tensor]) -> None
     assert np.isnan(evidence.array("layers", "batchnorm_z_median")[evidence.call["features.0"].position])
 
 
+def test_drift_sees_what_an_in_place_operation_left(images: Tensor) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(nn.functional.relu(self.conv(x), inplace=True)).mean((2, 3))
+
+    net = Net()
+    with torch.no_grad():
+        values = np.moveaxis(torch.relu(net.conv(images)).double().numpy(), 1, 0).reshape(4, -1)
+    with interpret.audit(net, images) as evidence:
+        drift = evidence.array("layers", "batchnorm_z_median")[evidence.call["norm"].position]
+        assert drift == pytest.approx(np.median(np.abs(values.mean(1)) / np.sqrt(1 + 1e-5)), rel=1e-4)
+
+
+def test_broken_channels_are_neither_dead_nor_constant_nor_zero(images: Tensor) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten())
+    with torch.no_grad():
+        net[0].bias[1] = torch.nan
+        net[0].bias[2] = -100
+    with interpret.audit(net, images, methods=()) as evidence:
+        position = evidence.call["1"].position
+        assert evidence.channel("channel_zeros", "1")[1:].tolist() == [0, 1]
+        assert evidence.array("layers", "dead_units")[position] == 1
+        assert evidence.array("layers", "constant_units")[position] == 1
+        assert evidence.array("layers", "nonfinite")[position] == len(images) * 36
+
+
 @pytest.mark.parametrize(("key", "grid"), [("features.0", 7), ("features.4", 7), ("head", 0)])
 def test_gram_equals_numpy(evidence: Evidence, outputs: dict[str, Tensor], key: str, grid: int) -> None:
     features = outputs[key]
@@ -114,11 +145,19 @@ def test_gram_equals_numpy(evidence: Evidence, outputs: dict[str, Tensor], key: 
     assert evidence.array("layers", "pooling")[evidence.call[key].position] == grid
 
 
-def test_noise_floor_is_small_and_there(evidence: Evidence) -> None:
+def test_noise_floor_is_small_and_real(evidence: Evidence, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small where the arithmetic is sound; as large as the kernels' difference where it is not."""
     for name in ("noise_gram", "noise_mean"):
         noise = evidence.array("layers", name)
         assert np.isfinite(noise).all()
         assert noise.max() < 1e-4
+
+    class Fickle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled() else x * 1.5
+
+    with interpret.audit(nn.Sequential(Fickle(), nn.Flatten()), images, methods=()) as fickle:
+        assert fickle.array("layers", "noise_gram")[0] == pytest.approx(1.5**2 - 1, rel=1e-5)
 
 
 def test_weights(evidence: Evidence) -> None:
@@ -191,6 +230,11 @@ def test_kernels_and_inputs(evidence: Evidence) -> None:
     assert evidence.array("inputs", "images").shape == (3, 8, 8, 3)
 
 
+def test_the_journal_keeps_the_command(images: Tensor) -> None:
+    with interpret.audit(trained_digits(), images, methods=(), command=("interpret", "audit")) as evidence:
+        assert evidence.journal["environment"]["command"] == ["interpret", "audit"]
+
+
 def digests(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -229,20 +273,22 @@ def test_targets_of_another_audit_are_taken_image_by_image(images: Tensor, evide
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
-        ("predicted", None),
+        ("predicted", [[0], [1], [2]]),
         ("label", [[0], [1], [2]]),
         (7, [[7], [7], [7]]),
         (np.arange(10), [[0], [1], [2]]),
         (["label", 3], [[0, 3], [1, 3], [2, 3]]),
-        (["predicted", lambda output: output[:, 0]], None),
+        (["predicted", lambda output: output[:, 0]], [[0, -1], [1, -1], [2, -1]]),
+        (list(torch.arange(10)), [[0], [1], [2]]),
+        (torch.tensor(4), [[4], [4], [4]]),
     ],
 )
-def test_targets(images: Tensor, targets: Any, expected: list[list[int]] | None) -> None:
+def test_targets(images: Tensor, targets: Any, expected: list[list[int]]) -> None:
     with interpret.audit(
         trained_digits(), images, targets=targets, labels=range(10), display_count=3, batch_size=2
     ) as evidence:
         kept = evidence.array("maps", "targets")
-        assert kept.tolist() == (expected or kept.tolist())
+        assert kept.tolist() == expected
         assert evidence.array("maps", "eigen-cam/features.0").shape[:2] == kept.shape
         assert evidence.manifest.settings["targets"]
 
@@ -252,7 +298,9 @@ def test_targets(images: Tensor, targets: Any, expected: list[list[int]] | None)
     [
         ({"targets": "label"}, LayerError, "needs a label for every displayed image"),
         ({"targets": [1, 2]}, LayerError, "do not fit 10 images"),
+        ({"targets": [0.5] * 10}, LayerError, "are no class indices"),
         ({"layers": "nothing"}, LayerError, "matches none"),
+        ({"display_count": -1}, InterpretError, "is negative"),
         ({"methods": ["cam?"]}, LayerError, "unknown method"),
         ({"batch_size": 0}, InterpretError, "batch size 0 is not positive"),
     ],
@@ -286,7 +334,20 @@ def test_a_failing_collector_is_recorded_and_the_others_go_on(
         assert evidence.has("layers", "channel_mean")
 
 
-def test_networks_without_convolutions_or_logits(images: Tensor) -> None:
+def test_networks_without_logits(images: Tensor) -> None:
+    """An audit that asks for nothing special says why there are no maps; one that names a class is refused."""
+    net = nn.Conv2d(1, 3, 3)
+    with interpret.audit(net, images) as evidence:
+        states = evidence.manifest.collectors
+        assert evidence.manifest.status == "complete"
+        for name in ("maps", "predictions"):
+            assert states[name]["status"] == "skipped"
+            assert "is not (N, K) logits" in states[name]["message"]
+    with pytest.raises(LayerError, match="is not"):
+        interpret.audit(net, images, targets=1)
+
+
+def test_networks_without_convolutions(images: Tensor) -> None:
     with interpret.audit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), images) as evidence:
         states = evidence.manifest.collectors
         assert evidence.manifest.status == "complete"
@@ -310,6 +371,11 @@ def test_images_from_files(tmp_path: Path) -> None:
         assert evidence.array("inputs", "images").shape == (2, 224, 224, 3)
     assert {stage for stage, _, _ in seen} == {"images", "trace", "forward and backward", "noise floor", "evidence"}
     assert all(done <= total for _, done, total in seen)
+
+
+def test_loaded_images_carry_their_own_names(images: Tensor) -> None:
+    with pytest.raises(InterpretError, match="carry their own names"):
+        interpret.audit(trained_digits(), probe_from_tensor(images), names=["a"] * 10)
 
 
 def test_checkpoint_keeps_its_own_identity(tmp_path: Path, images: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The bundle: written last-manifest-first-never, read lazily, refused where it is not whole."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 import interpret
 from interpret.errors import EvidenceError
-from interpret.evidence import ARRAY_FILES, Evidence, EvidenceWriter, as_evidence, read_evidence, unique_labels
+from interpret.evidence import Evidence, EvidenceWriter, as_evidence, read_evidence, unique_labels
+from networks import digit_images, trained_digits
 
 DATA = Path(__file__).parent / "data"
 FORMAT = (Path(interpret.__file__).parent / "FORMAT.md").read_text("utf-8")
@@ -31,24 +33,42 @@ def test_every_old_bundle_reads(bundle: Evidence) -> None:
     assert as_evidence(bundle) is bundle
 
 
-def test_format_names_every_field(bundle: Evidence) -> None:
-    manifest = json.loads((bundle.folder / "manifest.json").read_text("utf-8"))
-    words = {
-        *manifest,
-        *manifest["calls"][0],
-        *manifest["checkpoint"],
-        *manifest["model"],
-        *manifest["inputs"],
-        *manifest["settings"],
-    }
-    words |= set(json.loads((bundle.folder / "weights.json").read_text("utf-8"))["tensors"][0])
-    for kind in ("weights", "layers", "predictions"):
-        words |= set(bundle.keys(kind))
-    words |= {f"{kind}.npz" for kind in ARRAY_FILES}
-    missing = sorted(
-        word for word in words if f"`{word}`" not in FORMAT and f"## {word}" not in FORMAT and word not in FORMAT
-    )
-    assert missing == []
+def tables(section: str) -> set[str]:
+    """The names in backquotes in the first columns of a section's tables."""
+    text = re.split(r"\n##+ ", FORMAT.split(f"# {section}\n")[1])[0]
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_format_and_code_name_the_same_fields() -> None:
+    images, labels = digit_images()
+    with interpret.audit(trained_digits(), images[:4], labels=labels[:4].tolist(), display_count=1) as fresh:
+        manifest = json.loads((fresh.folder / "manifest.json").read_text("utf-8"))
+        assert tables("manifest.json") == set(manifest)
+        assert tables("An entry of `calls`") == set(manifest["calls"][0])
+        for line in FORMAT.splitlines():
+            for field in ("checkpoint", "model", "inputs", "settings"):
+                if line.startswith(f"| `{field}` |"):
+                    written = set(re.findall(r"`([a-z_0-9]+)`", line.split("|")[2]))
+                    assert written - {"reference"} == set(manifest[field]), field
+        entries = json.loads((fresh.folder / "weights.json").read_text("utf-8"))["tensors"]
+        assert tables("weights.json, weights.npz") == {*entries[0], *fresh.keys("weights")}
+        assert tables("layers.npz") == set(fresh.keys("layers"))
+        assert tables("predictions.npz") == set(fresh.keys("predictions"))
+        assert tables("inputs.npz") == set(fresh.keys("inputs"))
+        assert {"targets", "scores"} <= set(fresh.keys("maps")) & tables("maps.npz")
+
+
+def test_fields_of_later_releases_are_passed_over(bundle: Evidence, tmp_path: Path) -> None:
+    folder = copy(bundle, tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    manifest["calls"][0]["later"] = manifest["later"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert read_evidence(folder).calls == bundle.calls
+    del manifest["calls"][0]["kind"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EvidenceError, match="an entry of calls lacks kind"):
+        read_evidence(folder)
 
 
 def test_ragged_arrays_split_by_call_and_tensor(bundle: Evidence) -> None:

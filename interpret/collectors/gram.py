@@ -13,6 +13,7 @@ from interpret.functional.similarity import gram, gram_change, mean_change
 
 FEATURES = 4096
 GRIDS = (7, 4, 2, 1)
+TWO_SUMS = 28 * 28  # positions from which two sums beat torch's pooling, up to three times
 
 
 class Gram(Collector):
@@ -61,7 +62,7 @@ class Gram(Collector):
             if scale[position] > 0:
                 packed[position] = (matrix / scale[position])[upper]
             repeated = _joined(self.repeated[position])
-            if len(repeated):
+            if repeated.shape[1:] == features.shape[1:] and np.isfinite(repeated).all():
                 noise[:, position] = _noise(features[: len(repeated)], repeated)
         pooling = np.array([grid(call) or 0 for call in calls], np.int16)
         content = {
@@ -84,26 +85,34 @@ def grid(call: Call) -> int | None:
 def pool(output: Tensor, call: Call) -> Tensor:
     """Features of every image, shape (n, p), float32.
 
-    Spatial outputs are averaged to the grid, tokens to the first and the mean of the others.
+    Spatial outputs are averaged to the grid, sequences to one mean per channel; of tokens the first and the mean of the
+    others are taken; vectors stay as they are, and anything else is averaged to 4096 numbers.
     """
     side = grid(call)
     if side is not None:
-        features = output if call.layout == "NCHW" else output.permute(0, 3, 1, 2)
-        height, width = features.shape[2:]
-        pooled = functional.adaptive_avg_pool2d(features, (min(side, height), min(side, width)))
+        pooled = _averaged(output if call.layout == "NCHW" else output.permute(0, 3, 1, 2), side)
     elif call.layout == "NTC":
         pooled = torch.stack([output[:, 0], output[:, 1:].mean(1) if output.shape[1] > 1 else output[:, 0]], 1)
+    elif call.layout == "NCL":
+        pooled = output.mean(2)
     elif call.layout == "NC":
         pooled = output
     else:
-        pooled = output.flatten(1)
-        pooled = (
-            functional.adaptive_avg_pool1d(pooled[:, None], min(FEATURES, pooled.shape[1]))
-            if pooled.ndim == 2
-            else pooled
-        )
+        flat = output.reshape(len(output), 1, -1)
+        pooled = functional.adaptive_avg_pool1d(flat.float(), min(FEATURES, flat.shape[2]))
     # a copy: the output may be overwritten, and must not be kept alive
     return pooled.flatten(1).to("cpu", torch.float32, copy=True)
+
+
+def _averaged(features: Tensor, side: int) -> Tensor:
+    """Adaptive average pooling of (n, C, H, W) to at most side x side; two plain sums where the grid divides it."""
+    features = features.float()  # sums of half-precision numbers overflow
+    count, channels, height, width = features.shape
+    if height % side or width % side or height * width < TWO_SUMS:
+        return functional.adaptive_avg_pool2d(features, (min(side, height), min(side, width)))
+    rows = features.reshape(count * channels, side, height // side, width).sum(2)
+    sums = rows.reshape(count, channels, side, side, width // side).sum(4)
+    return sums / (height * width / side**2)
 
 
 def _joined(parts: list[Tensor]) -> Array:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from interpret.collectors import Array, Collector, Record, arrays
+from interpret.tracing import canonical_name
 
 FIRST_LAYER_FILTERS = 256
 POINTWISE_SIDE = 64
@@ -18,21 +20,22 @@ class Kernels(Collector):
     name = "kernels"
 
     def record(self) -> Record:
-        """One array per convolution weight, named as the tensor."""
+        """One array per convolution, named as its weight."""
+        modules = {canonical_name(name): module for name, module in self.setting.model.named_modules()}
         kept: dict[str, Array] = {}
         for call in self.setting.trace.calls:
-            if call.kind != "convolution":
-                continue
-            for name in call.tensors:
-                weight = self.setting.state[name]
-                if weight.ndim >= 3 and name.endswith("weight"):
-                    kept[name] = _corner(weight.detach().float().cpu().numpy())
+            module = modules[call.name]
+            if call.kind == "convolution" and call.occurrence == 0 and isinstance(module.weight, Tensor):
+                # the weight that runs: parametrized and pruned convolutions hold others in their state
+                weight = module.weight.detach().float().cpu().numpy()
+                depthwise = module.groups == module.in_channels > 1
+                kept[f"{call.name}.weight".removeprefix(".")] = _corner(weight, depthwise)
         return arrays("kernels", kept, "" if kept else "the model has no convolution")
 
 
-def _corner(weight: Array) -> Array:
+def _corner(weight: Array, depthwise: bool) -> Array:
     """The first filters and input channels of a weight (out, in, ...)."""
-    if weight.shape[1] == 1 and weight.shape[0] > 1:
+    if depthwise:
         return np.ascontiguousarray(weight[:DEPTHWISE_FILTERS])
     if weight.shape[1] <= 4:
         return np.ascontiguousarray(weight[:FIRST_LAYER_FILTERS])

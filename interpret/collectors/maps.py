@@ -23,11 +23,12 @@ class Maps(Collector):
         self.parts: dict[tuple[str, str], list[Array]] = {}
         self.targets: list[Array] = []
         self.scores: list[Array] = []
+        self.skipped = ""
 
     @property
     def wanted(self) -> bool:
         """Whether there is anything to map."""
-        return bool(self.calls and self.setting.methods and self.setting.displayed)
+        return bool(self.calls and self.setting.methods and self.setting.displayed and not self.skipped)
 
     def attach(self, call: Call, output: Tensor) -> Tensor | None:
         """Watch one call inside the forward of displayed images; what is returned replaces the output."""
@@ -53,7 +54,7 @@ class Maps(Collector):
             return arrays(
                 "maps",
                 {},
-                "no call with a spatial output was chosen for maps" if not self.wanted else "no target to explain",
+                self.skipped or "no call with a spatial output was chosen for maps",
             )
         kept = {"targets": np.concatenate(self.targets), "scores": np.concatenate(self.scores)}
         for method in self.setting.methods:

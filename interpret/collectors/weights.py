@@ -47,7 +47,8 @@ def describe(name: str, call: str | None, tensor: Tensor) -> tuple[dict[str, Any
     tensor = tensor.detach().cpu().contiguous()
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = list(tensor.shape)
-    values = np.atleast_1d(tensor.float().numpy())
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    values = np.atleast_1d(real.float().numpy())
     value_sha256 = hashlib.sha256(values.data).hexdigest()
     stored = value_sha256 if tensor.dtype == torch.float32 else hashlib.sha256(_bytes(tensor).data).hexdigest()
     filters = values.reshape(shape[0], -1) if len(shape) > 1 and values.size else np.empty((0, 0), np.float32)
@@ -72,7 +73,7 @@ def describe(name: str, call: str | None, tensor: Tensor) -> tuple[dict[str, Any
         **_moments(finite),
         "zeros": zeros,
         "nonfinite": nonfinite,
-        "zero_filters": int(np.sum(norms == 0)),
+        "zero_filters": int(np.sum(filter_zeros == filters.shape[1])) if len(filters) else 0,
         "near_zero_filters": int(np.sum(norms <= NEAR_ZERO * np.median(norms))) if len(norms) else 0,
         "distinct": _distinct(filters),
     }
@@ -97,8 +98,11 @@ def _moments(finite: Array) -> dict[str, float | None]:
     flat = finite.ravel()
     mean = float(flat.mean(dtype=np.float64))
     norm = float(np.sqrt(np.einsum("i,i", flat, flat, dtype=np.float64)))
-    # population variance through the norm: in float64 the cancellation is harmless for float32 data
-    deviation = float(np.sqrt(max(norm**2 / flat.size - mean**2, 0.0)))
+    # deviations from the mean as a float32, whose own error is taken out again: exact without a copy in float64
+    near = np.float32(mean)
+    apart = flat - near
+    squares = float(np.einsum("i,i", apart, apart, dtype=np.float64))
+    deviation = float(np.sqrt(max(squares / flat.size - (mean - float(near)) ** 2, 0.0)))
     return dict(zip(names, (norm, mean, deviation, float(flat.min()), float(flat.max())), strict=True))
 
 
