@@ -9,8 +9,8 @@ import pytest
 from mlflow import MlflowClient
 
 from bundles import bundle, changed_call, network, probe, scaled
-from interpret import publishing
-from interpret.errors import TrackingError
+from interpret import publishing, reporting
+from interpret.errors import ReportError, TrackingError
 from interpret.evidence import Evidence
 
 # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
@@ -280,3 +280,59 @@ def test_a_call_of_another_shape_changes_the_table_only(place: dict[str, Any]) -
     evidence = bundle(network(), edit=edit)
     assert publishing.layers_table(evidence)["layer"][0] == "weird[0]/name"
     publishing.log_evidence(evidence, **place)
+
+
+def test_publishing_adds_pictures_and_reports(evidence: Evidence, client: MlflowClient, place: dict[str, Any]) -> None:
+    stages: list[str] = []
+    run_id = publishing.publish(
+        evidence,
+        formats=["html"],
+        run_name="the [odd](x) one",
+        progress=lambda stage, *_: stages.append(stage),
+        **place,
+    )
+    assert list(dict.fromkeys(stages)) == ["previews", "report", "upload"]
+    assert {item.path for item in client.list_artifacts(run_id)} == {"interpret", "interpret_report.html", "images"}
+    assert [item.path for item in client.list_artifacts(run_id, "interpret/report")] == ["interpret/report/report.html"]
+    images = {Path(item.path).name.partition("+")[0] for item in client.list_artifacts(run_id, "images")}
+    assert images == {key.replace("/", "~") for key in publishing.curated_images(evidence)}
+    assert 0 < len(images) <= 12
+    compact = Path(client.download_artifacts(run_id, "interpret_report.html"))
+    assert compact.stat().st_size < 5_000_000
+    assert "the [odd](x) one" in compact.read_text("utf-8")
+    assert publishing.publish(evidence, **place) == run_id
+
+
+def test_a_failed_report_marks_the_run(
+    evidence: Evidence, client: MlflowClient, place: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ReportError("no ink")
+
+    monkeypatch.setattr(reporting, "write_report", fail)
+    with pytest.raises(ReportError, match="no ink"):
+        publishing.publish(evidence, **place)
+    experiment = client.get_experiment_by_name(place["experiment"])
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.data.tags["interpret.status"] == "failed"
+    assert run.data.tags["interpret.failure"] == "ReportError: no ink"
+    assert run.info.status == "FAILED"
+
+
+def test_the_description_of_a_hostile_checkpoint_stays_text(client: MlflowClient, place: dict[str, Any]) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        content["manifest"]["checkpoint"]["uri"] = "a`](javascript:alert(1))\n# b.pt"
+
+    run = client.get_run(publishing.publish(bundle(network(), edit=edit), formats=["html"], **place))
+    assert "Audit of `a ](javascript:alert(1)) # b.pt` on" in run.data.tags["mlflow.note.content"]
+
+
+def test_a_run_of_somebody_else_keeps_its_description(
+    evidence: Evidence, client: MlflowClient, place: dict[str, Any]
+) -> None:
+    experiment = client.get_experiment_by_name(place["experiment"])
+    assert experiment is not None
+    training = client.create_run(experiment.experiment_id, tags={"mlflow.note.content": "mine"}).info.run_id
+    assert publishing.publish(evidence, training, formats=["html"], **place) == training
+    assert client.get_run(training).data.tags["mlflow.note.content"] == "mine"
