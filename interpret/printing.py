@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from interpret.errors import ReportError
-from interpret.fonts import TEXT_FAMILY, report_fonts, static_fonts, text_font
+from interpret.fonts import report_fonts
 
 SCHEME = "evidence:"
 VARIANT = "pdf/a-3a"
@@ -38,15 +38,13 @@ class Store:
         self.contents[url] = content, media_type
         return url
 
-    def font_faces(self, characters: str) -> str:
-        """``@font-face`` rules of the report's fonts, which are kept too; Inter only with the given characters."""
-        text = text_font(characters)
-        faces = [(TEXT_FAMILY, weight, face) for weight, face in (static_fonts(text) if text else {}).items()]
-        faces += [(font.family, 400, font.path.read_bytes()) for font in report_fonts() if font.family != TEXT_FAMILY]
+    def font_faces(self) -> str:
+        """``@font-face`` rules of the report's fonts, which are kept too."""
         rules = []
-        for family, weight, face in faces:
-            url = self.add(face, "font/ttf")
-            rules.append(f'@font-face {{ font-family: "{family}"; font-weight: {weight}; src: url("{url}"); }}\n')
+        for font in report_fonts():
+            url = self.add(font.path.read_bytes(), "font/ttf")
+            face = f'font-family: "{font.family}"; font-weight: {font.weight}; src: url("{url}");'
+            rules.append(f"@font-face {{ {face} }}\n")
         return "".join(rules)
 
 

@@ -27,7 +27,7 @@ from markupsafe import Markup, escape
 from interpret import printing, sections
 from interpret.errors import ReportError
 from interpret.evidence import Evidence, as_evidence, json_bytes
-from interpret.fonts import compressed, text_font
+from interpret.fonts import TEXT_FAMILY, report_fonts, templates_folder, web_font
 from interpret.sections import Data, Section
 from interpret.sections.figures import Figure
 from interpret.sections.subject import Run, Subject
@@ -39,7 +39,6 @@ _TAG = re.compile(r"<(style|script).*?</\1>|<[^>]*>", re.DOTALL)
 FORMATS = ("html", "pdf")
 DETAILS = ("matters", "all")
 # Shorter names need no place to break; on paper, where columns are known, every <wbr> costs layout time.
-USUAL_CHARACTERS = string.printable + "↑↓→←·×−–—…≤≥±≈°µ²³¹⁰⁴⁵⁶⁷⁸⁹⁻■●▲▼◆×“”‘’"
 BREAKABLE_ON_SCREEN, BREAKABLE_ON_PAPER = 24, 44
 
 
@@ -166,12 +165,14 @@ def render_html(report: Report, options: ReportOptions | None = None) -> str:
         names = {"report": report, "layout": "layout/screen.html.jinja", "contents_pages": 0}
         return _render(environment, "report.html.jinja", **names, style=rules, script=script, policy=policy)
 
-    draft = page("")
-    font = text_font(_characters(draft))
-    if font is None:
-        return draft
-    url = f"data:font/woff2;base64,{base64.b64encode(compressed(font)).decode()}"
-    return page(f'@font-face {{ font-family: Inter; font-weight: 400 700; src: url("{url}") format("woff2"); }}\n')
+    characters = _characters(page(""))
+    rules = []
+    for font in report_fonts():
+        if font.family == TEXT_FAMILY:
+            url = f"data:font/woff2;base64,{base64.b64encode(web_font(font.path, characters)).decode()}"
+            face = f'font-family: {font.family}; font-weight: {font.weight}; src: url("{url}") format("woff2");'
+            rules.append(f"@font-face {{ {face} }}\n")
+    return page("".join(rules))
 
 
 def render_pdf(
@@ -188,8 +189,7 @@ def render_pdf(
     )
     rules = Markup(_text(environment, "css/base.css") + _text(environment, "css/print.css"))
     names = {"report": report, "layout": "layout/print.html.jinja"}
-    draft = _render(environment, "report.html.jinja", **names, style=rules, contents_pages=0)
-    style = Markup(store.font_faces(_characters(draft))) + rules
+    style = Markup(store.font_faces()) + rules
     anchors = [entry.section.id for entry in report.entries]
     anchors += [anchor for entry in report.entries for anchor, _ in entry.outline]
 
@@ -241,17 +241,11 @@ def _attachments(subject: Subject) -> dict[str, bytes]:
     return attached
 
 
-def _templates_folder() -> Path:
-    """The package's templates: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    return next(path for path in (package / "templates", package.parent / "templates") if path.is_dir())
-
-
 def _environment(options: ReportOptions, source: Callable[[Figure], str], longer_than: int) -> jinja2.Environment:
     """Templates run in a sandbox, also the user's own: they see the view model and nothing behind it."""
     if options.templates is not None and not Path(options.templates).is_dir():
         raise ReportError(f"templates folder {str(options.templates)!r} does not exist")
-    folders = [str(folder) for folder in (options.templates, _templates_folder()) if folder is not None]
+    folders = [str(folder) for folder in (options.templates, templates_folder()) if folder is not None]
     environment = ImmutableSandboxedEnvironment(
         loader=jinja2.FileSystemLoader(folders),
         autoescape=True,
@@ -288,9 +282,9 @@ def _breakable(text: object, longer_than: int) -> Markup:
 
 
 def _characters(markup: str) -> str:
-    """The characters that a page's font must hold: the usual ones, which let reports share a font, and its text's."""
+    """The characters of a page's text, with ASCII and the arrows of sortable columns: what its font must hold."""
     text = html.unescape(_TAG.sub("", markup))
-    return "".join(sorted(character for character in {*text, *USUAL_CHARACTERS} if character >= " "))
+    return "".join(sorted(character for character in {*text, *string.printable, *"↑↓"} if character >= " "))
 
 
 def _data_uri(figure: Figure) -> str:

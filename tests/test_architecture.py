@@ -45,7 +45,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "comparison": ({"errors", "evidence", "functional", "measures", "verdicts", "findings"}, {"numpy"}),
     "drawing": ({"errors", "evidence"}, {"numpy", "PIL", "matplotlib"}),
     "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe"}),
-    "fonts": ({"errors"}, {"fontpkg_inter", "matplotlib", "fontTools"}),
+    "fonts": (set(), {"fontTools"}),
     "sections": (
         {"errors", "evidence", "functional", "measures", "findings", "comparison", "drawing", "charts"},
         {"numpy", "markupsafe"},

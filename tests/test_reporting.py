@@ -477,8 +477,9 @@ def test_numbers_are_written_as_the_docstrings_show():
     assert result.failed == 0
 
 
-def test_reports_fonts_are_found_without_importing_their_packages():
+def test_the_reports_fonts_ship_with_it():
     assert {font.family for font in fonts.report_fonts()} == {"Inter", "DejaVu Sans Mono"}
+    assert all(font.path.is_file() for font in fonts.report_fonts())
 
 
 def test_only_charts_bring_markup_of_their_own():
