@@ -261,8 +261,6 @@ def commands(context: click.Context) -> None:
     context.call_on_close(lambda: logger.removeHandler(handler))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # this command has its own
-    # Where others use the cores too, OpenMP threads that spin while they wait made audits 3 to 10 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @commands.command(
@@ -418,7 +416,7 @@ def diff(
     if not no_mlflow:
         _check_store(tracking_uri)
     settings = {"title": title, "detail": detail, "formats": formats, "templates": templates}
-    with _Progress() as progress:
+    with _Progress() as progress, _Publisher() as publisher:
         audited = sources.audit_several(
             (a, b),
             Path(directory, "evidence"),
@@ -426,12 +424,13 @@ def diff(
             tracking_uri=tracking_uri,
             command=_command(),
             progress=progress.of,
+            **({} if no_mlflow else {"finished": publisher.draw}),
             **options,
         )
         origins = None
         if not no_mlflow:
             destination = {"tracking_uri": tracking_uri, "experiment": experiment, "force": force}
-            origins = [_publish(name, evidence, progress, **destination) for name, evidence in audited.items()]
+            origins = publisher.publish(audited, progress, **destination)
         _report(list(audited.values()), tuple(audited), origins, directory, settings, as_json, progress)
     return max(_failures(evidence) for evidence in audited.values())
 
@@ -540,10 +539,11 @@ def demo(directory: str, as_json: bool) -> int:
 
     EfficientNet-Lite0 as published; rounded to 8 bits; and rounded with 30 % of one convolution's filters at zero.
     """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the layers of this small network are too short to share
     from interpret import demonstration, sources, tracking
 
     place = Path(directory).resolve()
-    with _Progress() as progress:
+    with _Progress() as progress, _Publisher() as publisher:
         progress("demo input", 0, 1)
         demonstration.write_images(place / "images")
         demonstration.write_class_names(place / "class_names.txt")
@@ -557,14 +557,12 @@ def demo(directory: str, as_json: bool) -> int:
             class_names=place / "class_names.txt",
             command=_command(),
             progress=progress.of,
+            finished=publisher.draw,
             **demonstration.PREPROCESSING,
         )
         uri = f"sqlite:///{place / 'mlflow.db'}"
         tracking.make_experiment("interpret-demo", (place / "mlruns").as_uri(), tracking_uri=uri)
-        origins = [
-            _publish(name, evidence, progress, tracking_uri=uri, experiment="interpret-demo")
-            for name, evidence in audited.items()
-        ]
+        origins = publisher.publish(audited, progress, tracking_uri=uri, experiment="interpret-demo")
         comparison = _report(list(audited.values()), tuple(audited), origins, directory, {}, as_json, progress)
     if comparison is not None and not as_json:
         mlflow = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
@@ -626,11 +624,42 @@ def _check_store(tracking_uri: str | None) -> None:
     tracking.connect(tracking_uri)
 
 
-def _publish(name: str, evidence: Evidence, progress: _Progress, **destination: Any) -> dict[str, Any]:
-    from interpret import publishing, tracking
+class _Publisher:
+    """Draws the views of each audit in a process of its own, while others are still audited, and logs them in order."""
 
-    run_id = publishing.publish(evidence, run_name=name, progress=progress.of(name), **destination)
-    return tracking.run_origin(run_id, tracking_uri=destination["tracking_uri"])
+    def __init__(self) -> None:
+        from concurrent.futures import Future, ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        self._pool = ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn"))
+        self._drawn: dict[str, Future[None]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def draw(self, name: str, evidence: Evidence) -> None:
+        """Start to draw."""
+        from interpret import publishing
+        from interpret.reporting import ReportOptions
+
+        options = ReportOptions(title=name)
+        self._drawn[name] = self._pool.submit(publishing.write_views, evidence.folder, options=options)
+
+    def publish(self, audited: Mapping[str, Evidence], progress: _Progress, **destination: Any) -> list[dict[str, Any]]:
+        """Log the audits once they are drawn; return where each came to lie."""
+        from interpret import publishing, tracking
+
+        origins = []
+        for name, evidence in audited.items():
+            progress(f"{name}: previews and report", 0, 1)
+            self._drawn[name].result()
+            progress(f"{name}: previews and report", 1, 1)
+            run_id = publishing.publish(evidence, run_name=name, views=False, progress=progress.of(name), **destination)
+            origins.append(tracking.run_origin(run_id, tracking_uri=destination["tracking_uri"]))
+        return origins
 
 
 def _report(

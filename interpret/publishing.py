@@ -232,6 +232,7 @@ def publish(
     force: bool = False,
     formats: Sequence[str] = ("html", "pdf"),
     options: ReportOptions | None = None,
+    views: bool = True,
     progress: Progress | None = None,
 ) -> str:
     """Draw previews and the report of an audit, and log everything to MLflow.
@@ -251,6 +252,7 @@ def publish(
         force: make a new run even where the same audit is there already.
         formats: of the report, "html" and "pdf".
         options: how the report is made; its title is the run's name by default.
+        views: False where :func:`write_views` has drawn them already.
         progress: called with (stage, done, total).
 
     Returns:
@@ -267,7 +269,8 @@ def publish(
     with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
         if not run.recognised:
             options = options or ReportOptions(title=run_name or audit_name(evidence))
-            write_views(evidence, formats, options, notify)
+            if views:
+                write_views(evidence, formats, options, notify)
             notify("upload", 0, 1)
             _upload(evidence, run)
             _upload_compact_report(evidence, run, options)
@@ -278,16 +281,24 @@ def publish(
     return run.run_id
 
 
-def write_views(evidence: Evidence, formats: Sequence[str], options: ReportOptions, progress: Progress) -> None:
+def write_views(
+    evidence: Evidence | str | Path,
+    formats: Sequence[str] = ("html", "pdf"),
+    options: ReportOptions | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Draw `previews/` and `report/` into the bundle; no digest covers them."""
     from interpret import drawing, reporting
 
-    progress("previews", 0, 1)
+    evidence = as_evidence(evidence)
+    notify = progress or (lambda stage, done, total: None)
+    notify("previews", 0, 1)
     drawing.write_previews(evidence)
-    progress("previews", 1, 1)
-    progress("report", 0, 1)
+    notify("previews", 1, 1)
+    notify("report", 0, 1)
+    options = options or reporting.ReportOptions(title=audit_name(evidence))
     reporting.write_report(evidence, evidence.folder / "report", formats, options)
-    progress("report", 1, 1)
+    notify("report", 1, 1)
 
 
 def _open_run(

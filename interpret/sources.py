@@ -142,6 +142,7 @@ def audit_several(
     *,
     targets: str = "predicted",
     progress: Callable[[str], Progress],
+    finished: Callable[[str, Evidence], None] = lambda name, evidence: None,
     **options: Any,
 ) -> dict[str, Evidence]:
     """Audit checkpoints on the same images into `folder/NAME`; the others explain the targets of the first.
@@ -153,6 +154,7 @@ def audit_several(
         folder: where the bundles go.
         targets: of the first checkpoint.
         progress: from the name of an audit to its progress.
+        finished: called with name and evidence after each audit.
         **options: the others of :func:`audit_checkpoint`.
 
     Returns:
@@ -165,6 +167,7 @@ def audit_several(
         _remove_bundle(out)
         chosen = next(iter(audited.values()), targets)
         audited[name] = audit_checkpoint(checkpoint, out=out, targets=chosen, progress=progress(name), **options)
+        finished(name, audited[name])
     return audited
 
 
