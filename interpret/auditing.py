@@ -57,7 +57,7 @@ def audit(
     labels: Sequence[int | None] | None = None,
     class_names: Sequence[str] | None = None,
     display_images: Any = None,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     checkpoint: Checkpoint | None = None,
     display_count: int = 4,
     batch_size: int = 16,
@@ -82,7 +82,7 @@ def audit(
         labels: their classes, None where unknown.
         class_names: the names of the classes.
         display_images: (D, H, W, 3) uint8 pictures of the first images, for tensors.
-        preprocessing: how paths become tensors; ImageNet's by default.
+        preprocessing: how paths become tensors, ImageNet's by default; for a tensor, what to record of how it was made.
         checkpoint: where the weights came from, for the manifest.
         display_count: how many images get pictures and maps.
         batch_size: images per forward; memory is bounded by one batch.
@@ -169,7 +169,7 @@ def _probe(
     names: Sequence[str] | None,
     labels: Sequence[int | None] | None,
     display_images: Any,
-    preprocessing: Preprocessing | None,
+    preprocessing: Preprocessing | Mapping[str, Any] | None,
     display_count: int,
     report: Progress,
 ) -> ProbeImages:
@@ -181,7 +181,16 @@ def _probe(
         return images
     if isinstance(images, Tensor):
         return probe_from_tensor(
-            images, names=names, pictures=display_images, labels=labels, display_count=display_count
+            images,
+            names=names,
+            pictures=display_images,
+            labels=labels,
+            preprocessing=preprocessing.to_dict() if isinstance(preprocessing, Preprocessing) else preprocessing,
+            display_count=display_count,
+        )
+    if names is not None or display_images is not None or isinstance(preprocessing, Mapping):
+        raise InterpretError(
+            "names and display_images belong to tensors; paths have their own, and need a Preprocessing"
         )
     several = not isinstance(images, str | Path)
     paths = tuple(path for item in images for path in find_images(item)) if several else find_images(images)  # type: ignore[union-attr,arg-type]

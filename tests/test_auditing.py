@@ -378,6 +378,13 @@ def test_loaded_images_carry_their_own_names(images: Tensor) -> None:
         interpret.audit(trained_digits(), probe_from_tensor(images), names=["a"] * 10)
 
 
+def test_how_a_tensor_was_made_is_recorded(images: Tensor, tmp_path: Path) -> None:
+    with interpret.audit(trained_digits(), images, methods=(), preprocessing={"scale": "x / 16"}) as evidence:
+        assert evidence.manifest.inputs["preprocessing"]["scale"] == "x / 16"
+    with pytest.raises(InterpretError, match="belong to tensors"):
+        interpret.audit(trained_digits(), tmp_path, names=["a"])
+
+
 def test_checkpoint_keeps_its_own_identity(tmp_path: Path, images: Tensor) -> None:
     """A half-precision file loaded into a float32 network is described as it was stored."""
     half = {

@@ -6,6 +6,7 @@ FORMAT.md.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +75,7 @@ class Record:
     skipped: str = ""
 
 
-class Collector:
+class Collector(ABC):
     """Base of the collectors: sees every call, reduces it at once, keeps no tensor of a chunk."""
 
     name = ""
@@ -82,18 +83,18 @@ class Collector:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
-    def observe(self, seen: Observation) -> None:
+    def observe(self, seen: Observation) -> None:  # noqa: B027
         """Reduce one call on one chunk of images; called inside the forward."""
 
-    def predict(self, output: Any, first: int) -> None:
+    def predict(self, output: Any, first: int) -> None:  # noqa: B027 (a collector overrides what it needs)
         """Reduce the model's output for one chunk of images."""
 
-    def repeat(self, seen: Observation) -> None:
+    def repeat(self, seen: Observation) -> None:  # noqa: B027
         """See one of the repeated images of the noise floor; ``first`` is its index."""
 
+    @abstractmethod
     def record(self) -> Record:
         """What goes into the bundle."""
-        raise NotImplementedError
 
 
 def arrays(kind: str, content: Mapping[str, Array], skipped: str = "") -> Record:
