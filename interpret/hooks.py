@@ -8,8 +8,10 @@ as they are.
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from interpret.errors import LayerError
 from interpret.evidence import Call
 from interpret.targets import target_scores
 from interpret.tracing import (
@@ -39,18 +42,19 @@ Visit = Callable[[Call, nn.Module, Tensor | None, Tensor], Tensor | None]
 def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Evaluation mode, frozen parameters, gradients on, a fixed seed; all undone on leaving, also after an error.
 
-    Restored: every module's training flag, every parameter's ``requires_grad``, buffers, random states of torch, numpy
-        and Python.
+    Restored: every module's attributes (training flag, buffers, hooks, caches that a forward fills), every parameter's
+    ``requires_grad``, the values of buffers, random states of torch, numpy and Python.
     """
     refuse_unobservable(model)
-    flags = [(module, module.training) for module in model.modules()]
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    contents = [
+        (value, copy.copy(value))
+        for _, values in attributes
+        for value in values.values()
+        if type(value) in (dict, list, set, OrderedDict)
     ]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the user's global state)
     devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -72,15 +76,18 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in flags:
-            module.training = training
         for parameter in trainable:
             parameter.requires_grad_(True)
         with torch.no_grad():
-            for module, name, buffer, before in buffers:
+            for buffer, before in buffers:
                 if not _same(buffer, before):
                     buffer.copy_(before)
-                module._buffers[name] = buffer
+        for module, values in attributes:
+            vars(module).clear()
+            vars(module).update(values)
+        for value, content in contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
         random.setstate(python_state)
         np.random.set_state(numpy_state)  # noqa: NPY002
 
@@ -151,6 +158,20 @@ def gradient_leaf(output: Tensor, overwritten: bool) -> tuple[Tensor, Tensor | N
         return output, None
     leaf = output.detach().requires_grad_()
     return leaf, leaf.clone() if overwritten else leaf
+
+
+def backward(score: Tensor, leaves: Sequence[Tensor], again: bool = False) -> None:
+    """Send the gradient of a score to the hooks of the leaves; ``again`` keeps the graph for another target.
+
+    Raises:
+        LayerError: the network's backward pass fails.
+    """
+    try:
+        torch.autograd.grad(score, leaves, retain_graph=again, allow_unused=True)
+    except RuntimeError as error:
+        raise LayerError(
+            f"the backward pass failed: {error}; where the model checkpoints its gradients, switch that off"
+        ) from error
 
 
 def layers(model: nn.Module, images: Tensor) -> tuple[Call, ...]:
@@ -230,7 +251,7 @@ def capture(
             output = run(model, images)
             if gradients:
                 scores, _ = target_scores(output, targets)
-                torch.autograd.grad(scores.sum(), leaves, allow_unused=True)
+                backward(scores.sum(), leaves)
     if inputs or gradients:
         return kept
     return {key: value.output for key, value in kept.items()}

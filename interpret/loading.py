@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
-from interpret.checkpoint import AVERAGED, Checkpoint, canonical_names, first_few
+from interpret.checkpoint import AVERAGED, Checkpoint, canonical_names, first_few, is_plain
 from interpret.errors import CheckpointError, did_you_mean
 from interpret.tracing import canonical_name, unwrap
+
+# What torch's own modules do while they load: copy, and (BatchNorm) tolerate a missing counter.
+COPYING = (nn.Module._load_from_state_dict, _NormBase._load_from_state_dict)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load_state(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
@@ -20,7 +29,9 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     A root that all fitting names share (``model.`` of a Lightning module, ``encoder.``) is stripped only where more
     names fit without it. Modules that rename older keys while loading (torchvision's VisionTransformer, MaskRCNN) do
     so. As in PyTorch, the counter ``num_batches_tracked`` may be absent, as in files from before 0.4.1: nothing reads
-    it at inference. It is then listed in ``missing``.
+    it at inference. It is then listed in ``missing``. Lazy modules (``nn.LazyConv2d``) become ordinary ones, of the
+    sizes that the file's tensors have. The model's weights are copied for a roll-back only where loading might fail
+    half-way: where modules load in their own way, or names do not fit.
 
     Args:
         model: receives the weights; may be wrapped by DataParallel or torch.compile.
@@ -34,37 +45,35 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
         CheckpointError: names or shapes do not fit; the model is as it was.
     """
     bare = unwrap(model)
-    own = {name: value for name, value in bare.state_dict().items() if isinstance(value, Tensor)}
+    own = _tensors(bare)
     if not own:
         raise CheckpointError(f"{type(bare).__name__} has no weights, so no checkpoint can be loaded into it")
-    if any(value.is_meta or nn.parameter.is_lazy(value) for value in own.values()):
-        raise CheckpointError(
-            f"{type(bare).__name__} has weights without values (meta device or lazy modules); "
-            "build it on the CPU and run it once first"
-        )
     canonical, _ = canonical_names(own)
-    wanted = {canonical[name]: value for name, value in own.items()}
-    prefix = _root_prefix(checkpoint, wanted)
+    own_name = {canonical[name]: name for name in own}
+    prefix = _root_prefix(checkpoint, own_name)
     given = {name.removeprefix(prefix): value for name, value in checkpoint.state.items() if name.startswith(prefix)}
     outside = [name for name in checkpoint.state if not name.startswith(prefix)]
-    given |= _tied(given, wanted)
-    _refuse_unloadable(given, wanted, checkpoint)
-    _refuse_shapes(given, wanted, bare, checkpoint)
-
-    before = {name: value.clone() for name, value in own.items()}
-    own_name = {canonical[name]: name for name in own}
-    try:
-        result = bare.load_state_dict({own_name.get(name, name): value for name, value in given.items()}, strict=False)
+    _refuse_unloadable(given, own_name, checkpoint)
+    with _undone_on_failure(bare, checkpoint) as undo:
+        _complete_lazy_modules(bare, given, canonical, undo)
+        own = _tensors(bare)
+        wanted = {canonical[name]: value for name, value in own.items()}
+        unexpected = [name for name in given if name not in wanted]
+        _refuse_valueless(bare, given, unexpected, wanted, checkpoint)
+        given |= _tied(given, wanted)
+        _refuse_shapes(given, wanted, bare, checkpoint)
+        if _only_copies(bare, given, wanted):
+            _refuse_deeper([*outside, *unexpected], bare, checkpoint)
+        else:
+            undo.callback(_restore, bare, {name: value.clone() for name, value in own.items()})
+        fitting = OrderedDict((own_name.get(name, name), value) for name, value in given.items())
+        if not unexpected and given.keys() >= wanted.keys():
+            # under the model's own names: of its own version, which some modules insist on (torchvision's MNASNet)
+            fitting._metadata = bare.state_dict()._metadata  # type: ignore[attr-defined]
+        result = bare.load_state_dict(fitting, strict=False)
         unexpected = [*outside, *(canonical.get(name, name) for name in result.unexpected_keys)]
         _refuse_names([canonical.get(name, name) for name in result.missing_keys], unexpected, wanted, checkpoint)
         _refuse_deeper(unexpected, bare, checkpoint)
-    except Exception as error:  # modules may load in their own way, and fail in their own way
-        for name, value in bare.state_dict().items():
-            if name in before:
-                value.copy_(before[name])
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{checkpoint.uri!r} cannot be loaded into {type(bare).__name__}: {error}") from error
 
     state, counters = {}, []
     for name, value in own.items():
@@ -84,7 +93,99 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
-def _root_prefix(checkpoint: Checkpoint, wanted: Mapping[str, Tensor]) -> str:
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def _undone_on_failure(model: nn.Module, checkpoint: Checkpoint) -> Iterator[ExitStack]:
+    """Takes what undoes a change of the model, and does it where the block fails; modules may fail in their own way."""
+    with ExitStack() as undo:
+        try:
+            yield undo
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"{checkpoint.uri!r} cannot be loaded into {type(model).__name__}: {error}"
+            ) from error
+        undo.pop_all()
+
+
+def _restore(model: nn.Module, before: Mapping[str, Tensor]) -> None:
+    for name, value in _tensors(model).items():
+        if name in before and not torch.equal(value, before[name]):  # what cannot be written to was not changed
+            value.copy_(before[name])
+
+
+def _only_copies(model: nn.Module, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:
+    """Whether loading is nothing but copies that cannot fail, so that there will be nothing to undo; shapes fit."""
+    return all(
+        type(module)._load_from_state_dict in COPYING
+        and type(module).load_state_dict is nn.Module.load_state_dict
+        and type(module).set_extra_state is nn.Module.set_extra_state
+        and not vars(module).keys() & {"_load_from_state_dict", "load_state_dict", "set_extra_state"}
+        and not module._load_state_dict_pre_hooks
+        and not module._load_state_dict_post_hooks
+        for module in model.modules()
+    ) and all(
+        name in given
+        and (given[name].dtype == value.dtype or (given[name].dtype in FLOATS and value.dtype in FLOATS))
+        and type(value) is Tensor
+        and 0 not in value.stride()
+        and not value.is_inference()
+        for name, value in wanted.items()
+    )
+
+
+def _complete_lazy_modules(
+    model: nn.Module, given: Mapping[str, Tensor], canonical: Mapping[str, str], undo: ExitStack
+) -> None:
+    """Make lazy modules ordinary ones of the file's sizes, as their first forward would; not those the file lacks."""
+    with torch.random.fork_rng(devices=[]):  # they also draw initial values, in vain
+        for name, module in model.named_modules(remove_duplicate=False):
+            known = isinstance(module, LazyModuleMixin) and isinstance(module, (nn.Linear, _ConvNd, _NormBase))
+            if not known or module.cls_to_become is None:
+                continue
+            names = [f"{name}.{tensor}" if name else tensor for tensor in ("weight", "running_mean")]
+            sizing = [given[canonical[own]] for own in names if canonical.get(own) in given]
+            if not sizing and any(own in canonical for own in names):
+                continue
+            rows, columns, *_ = (*sizing[0].shape, 1, 1) if sizing else (0, 0)
+            if isinstance(module, nn.Linear):
+                attribute, size = "in_features", columns
+            elif isinstance(module, _ConvNd):
+                attribute, size = "in_channels", rows if module.transposed else columns * module.groups
+            else:
+                attribute, size = "num_features", rows
+            undo.callback(_undo_of(module))
+            example = torch.empty(1, size, *getattr(module, "kernel_size", ()), device="meta")
+            module._infer_parameters(module, (example,))
+            setattr(module, attribute, size)  # torch leaves 0 where the weights were loaded before
+
+
+def _undo_of(module: nn.Module) -> Callable[[], None]:
+    """What makes a module lazy again: its class, its attributes with its dicts of hooks, and its empty tensors."""
+    kind, attributes = type(module), dict(vars(module))
+    dicts = [(value, dict(value)) for value in attributes.values() if isinstance(value, dict)]
+    held = [*module._parameters.values(), *module._buffers.values()]
+    tensors = [(value, type(value)) for value in held if value is not None and is_lazy(value)]
+
+    def undo() -> None:
+        module.__class__ = kind
+        vars(module).clear()
+        vars(module).update(attributes)
+        for value, content in dicts:
+            value.clear()
+            value.update(content)
+        for tensor, lazy in tensors:
+            tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            tensor.__class__ = lazy
+
+    return undo
+
+
+def _root_prefix(checkpoint: Checkpoint, wanted: Container[str]) -> str:
     """The root under which most of the model's names are found; empty where none does better than the bare names."""
     fitting: Counter[str] = Counter({"": 0})
     for name in checkpoint.state:
@@ -116,12 +217,30 @@ def _tied(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str
     return {name: held[place(value)] for name, value in wanted.items() if name not in given and place(value) in held}
 
 
-def _refuse_unloadable(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+def _refuse_unloadable(given: Mapping[str, Tensor], wanted: Iterable[str], checkpoint: Checkpoint) -> None:
     for name in wanted:
         tensor = given.get(name)
-        if tensor is not None and (tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta):
+        if tensor is not None and not is_plain(tensor):
             kind = "quantized" if tensor.is_quantized else "without values (meta)" if tensor.is_meta else "sparse"
             raise CheckpointError(f"{name!r} in {checkpoint.uri!r} is {kind}; save the weights dense and dequantized")
+
+
+def _refuse_valueless(
+    model: nn.Module,
+    given: Mapping[str, Tensor],
+    unexpected: Sequence[str],
+    wanted: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+) -> None:
+    """Refuse meta tensors and modules that are still lazy: the file lacks theirs, or only a forward can tell them."""
+    if any(is_lazy(value) for value in wanted.values()):
+        _refuse_names([name for name in wanted if name not in given], unexpected, wanted, checkpoint)
+    lazy = any(isinstance(module, LazyModuleMixin) for module in model.modules())
+    if lazy or any(value.is_meta for value in wanted.values()):
+        raise CheckpointError(
+            f"{type(model).__name__} has weights without values (meta device or lazy modules of its own); "
+            "build it on the CPU and run it once first"
+        )
 
 
 def _refuse_shapes(

@@ -13,7 +13,7 @@ from torch.nn import functional
 from interpret.errors import LayerError, did_you_mean
 from interpret.evidence import Call
 from interpret.functional.cam import CAM_METHODS, check_methods, eigen_cam, gradient_maps
-from interpret.hooks import gradient_leaf, undisturbed, visiting
+from interpret.hooks import backward, gradient_leaf, undisturbed, visiting
 from interpret.targets import target_scores
 from interpret.tracing import run, select, trace, unwrap
 
@@ -64,14 +64,9 @@ class MapPass:
     def backward(self, scores: Tensor) -> None:
         """Explain scores of shape (n, R), one backward per target."""
         if self.gradient_methods and self._leaves and scores.requires_grad:
-            try:
+            with self._handles:
                 for target in range(scores.shape[1]):
-                    more = target + 1 < scores.shape[1]
-                    torch.autograd.grad(scores[:, target].sum(), self._leaves, retain_graph=more, allow_unused=True)
-            except RuntimeError as error:
-                raise LayerError(
-                    f"the backward pass failed: {error}; where the model checkpoints its gradients, switch that off"
-                ) from error
+                    backward(scores[:, target].sum(), self._leaves, again=target + 1 < scores.shape[1])
         self._handles.close()
         self._leaves.clear()
 

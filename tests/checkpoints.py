@@ -1,7 +1,9 @@
 """A small network, its checkpoints, and what every one of them must survive: being loaded to the bit."""
 
+import json
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -32,6 +34,25 @@ def saved(path: Path, content: object, **options: object) -> Path:
 
 def prefixed(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {prefix + name: value for name, value in state.items()}
+
+
+def sharded(folder: Path, state: dict[str, torch.Tensor], form: str = "safetensors", count: int = 3) -> Path:
+    """The index of a state that lies in ``count`` shards, every ``count``-th tensor in the same one."""
+    stem, suffix = {"safetensors": ("model", "safetensors")}.get(form, ("pytorch_model", "bin"))
+    places = {
+        name: f"{stem}-{1 + number % count:05}-of-{count:05}.{suffix}" for number, name in enumerate(sorted(state))
+    }
+    folder.mkdir(exist_ok=True)
+    for shard in set(places.values()):
+        part = {name: state[name] for name in state if places[name] == shard}
+        if form == "safetensors":
+            safetensors.torch.save_file(part, folder / shard)
+        else:
+            saved(folder / shard, part, _use_new_zipfile_serialization=form == "zip")
+    size = sum(tensor.nbytes for tensor in state.values())
+    index = folder / f"{stem}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": places}, indent=2))
+    return index
 
 
 def assert_loads(path: Path, source: nn.Module, model: nn.Module | None = None, **options: object):

@@ -1,13 +1,19 @@
 import argparse
+import functools
 import hashlib
+import json
+import logging
 import os
 import pathlib
 import pickle
+import struct
+import types
 import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pytest
 import safetensors.torch
@@ -16,7 +22,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from checkpoints import Net, assert_loads, net, prefixed, saved
+import interpret.checkpoint
+from checkpoints import Net, assert_loads, net, prefixed, saved, sharded
 from interpret.checkpoint import canonical_names, read_checkpoint, state_sha256, tensor_sha256
 from interpret.errors import CheckpointError
 from interpret.loading import load_state
@@ -123,6 +130,14 @@ def test_lightning(tmp_path: Path) -> None:
     assert loaded.branch == "state_dict"
     assert loaded.stripped_prefixes == ("model.",)
     assert loaded.unexpected == ("loss.weight",)
+    assert loaded.others == {}
+
+
+def test_a_nested_state_in_the_legacy_format(tmp_path: Path) -> None:
+    model = net()
+    content = {"epoch": 3, "model": {"state_dict": prefixed(model.state_dict(), "module.")}}
+    loaded = assert_loads(saved(tmp_path / "c.tar", content, _use_new_zipfile_serialization=False), model)
+    assert (loaded.format, loaded.branch, loaded.stripped_prefixes) == ("legacy", "model.state_dict", ("module.",))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +168,51 @@ def test_averaged_model_of_torch(tmp_path: Path) -> None:
     assert loaded.unexpected == ("n_averaged",)
 
 
+def test_averaged_weights_of_timm(tmp_path: Path) -> None:
+    plain, averaged = net(0), net(1)
+    content = {"epoch": 1, "arch": "net", "state_dict": plain.state_dict(), "state_dict_ema": averaged.state_dict()}
+    path = saved(tmp_path / "model_best.pth.tar", content)
+    assert assert_loads(path, plain).others == {"state_dict_ema": state_sha256(averaged.state_dict())}
+    assert assert_loads(path, averaged, branch="state_dict_ema").others == {
+        "state_dict": state_sha256(plain.state_dict())
+    }
+
+
+def test_averaged_weights_of_mmengine(tmp_path: Path) -> None:
+    plain, averaged = net(0), net(1)
+    content = {
+        "meta": {"epoch": 1},
+        "state_dict": plain.state_dict(),
+        "ema_state_dict": prefixed(averaged.state_dict(), "module.") | {"steps": torch.tensor(7)},
+    }
+    path = saved(tmp_path / "epoch_1.pth", content)
+    assert list(assert_loads(path, plain).others) == ["ema_state_dict"]
+    loaded = assert_loads(path, averaged, branch="ema_state_dict")
+    assert (loaded.stripped_prefixes, loaded.unexpected) == (("module.",), ("steps",))
+
+
+def test_averaged_weights_beside_the_plain_ones_under_names_without_dots(tmp_path: Path) -> None:
+    plain, averaged = net(0), net(1)
+    flat = {f"ema_{name.replace('.', '_')}": value for name, value in averaged.state_dict().items()}
+    for wrapper in ("", "module.", "backbone."):
+        both = prefixed(plain.state_dict(), wrapper) | prefixed(flat, "module." if wrapper == "module." else "")
+        loaded = assert_loads(saved(tmp_path / "c.pth", {"meta": {}, "state_dict": both}), plain)
+        assert loaded.unexpected == tuple(flat)
+
+
+def test_averaged_weights_under_a_prefix_of_their_own(tmp_path: Path) -> None:
+    plain, averaged = net(0), net(1)
+    counters = {"initted": torch.tensor(True), "step": torch.tensor(100)}
+    alone = {"ema_model_state_dict": prefixed(averaged.state_dict(), "ema_model.") | counters}
+    loaded = assert_loads(saved(tmp_path / "alone.pt", alone), averaged)
+    assert (loaded.branch, loaded.stripped_prefixes) == ("ema_model_state_dict", ("ema_model.",))
+    assert loaded.unexpected == ("initted", "step")
+    both = prefixed(averaged.state_dict(), "ema_model.") | prefixed(plain.state_dict(), "model.")
+    path = saved(tmp_path / "both.pt", {"state_dict": both})
+    assert assert_loads(path, plain).stripped_prefixes == ("model.",)
+    assert assert_loads(path, averaged, branch="ema_model").stripped_prefixes == ("ema_model.",)
+
+
 def test_names_are_left_alone_where_stripping_would_merge_two() -> None:
     names = ["_orig_mod.weight", "weight"]
     assert canonical_names(names) == ({name: name for name in names}, ())
@@ -171,6 +231,231 @@ def test_the_stored_dtype_is_recorded(tmp_path: Path) -> None:
     assert loaded.state["fc.weight"].dtype == torch.bfloat16
     torch.testing.assert_close(target.fc.weight.data, half["fc.weight"].float(), rtol=0, atol=0)
     assert state_sha256(loaded.state) == state_sha256(half) != state_sha256(model.state_dict())
+
+
+def test_half_precision_in_every_format(tmp_path: Path) -> None:
+    model = net().half()
+    tensors = tmp_path / "c.safetensors"
+    safetensors.torch.save_file(model.state_dict(), tensors)
+    legacy = saved(tmp_path / "legacy.pt", model.state_dict(), _use_new_zipfile_serialization=False)
+    for path in (tensors, legacy, saved(tmp_path / "zip.pt", model.state_dict())):
+        loaded = assert_loads(path, model, net(1).half())
+        assert loaded.dtypes == {"float16": 12, "int64": 1}
+        target = Net()
+        load_state(target, read_checkpoint(path))
+        assert target.fc.weight.dtype == torch.float32
+        torch.testing.assert_close(target.fc.weight.data, model.fc.weight.data.float(), rtol=0, atol=0)
+
+
+# --------------------------------------------------------------------------------------------------------- other states
+
+
+def messages(caplog: pytest.LogCaptureFixture, path: Path, **options: object) -> list[str]:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="interpret"):
+        read_checkpoint(path, **options)
+    assert all(record.name == "interpret" and record.levelname == "INFO" for record in caplog.records)
+    return caplog.messages
+
+
+def test_other_states_are_identified_and_the_choice_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain, averaged = net(0), net(1)
+    content = {"model": plain.state_dict(), "model_ema": prefixed(averaged.state_dict(), "module.")}
+    path = saved(tmp_path / "best.ckpt", content)
+    assert assert_loads(path, plain).others == {"model_ema": state_sha256(averaged.state_dict())}
+    assert assert_loads(path, averaged, branch="model_ema").others == {"model": state_sha256(plain.state_dict())}
+    taken = "weights taken from 'model'; it also holds 'model_ema' (choose with --branch)"
+    assert messages(caplog, path) == [f"{path}: {taken}"]
+    assert messages(caplog, path, uri="runs:/3f2a/best.ckpt") == [f"runs:/3f2a/best.ckpt: {taken}"]
+    assert messages(caplog, path, branch="model_ema") == [
+        f"{path}: weights taken from 'model_ema'; it also holds 'model' (choose with --branch)"
+    ]
+
+
+def test_a_state_at_the_top_level_beside_a_nested_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    top = saved(tmp_path / "top.pt", net().state_dict() | {"ema": net(1).state_dict()})
+    assert list(read_checkpoint(top).others) == ["ema"]
+    assert messages(caplog, top)[0].endswith("taken from the top level; it also holds 'ema' (choose with --branch)")
+    assert read_checkpoint(top, branch="ema").others == {}  # no branch is the name of the top level
+    nested = saved(tmp_path / "nested.pt", {"class_weights": torch.ones(3), "model": net().state_dict()})
+    assert (read_checkpoint(nested).branch, read_checkpoint(nested).others) == ("model", {})
+
+
+def test_nothing_is_digested_or_said_where_there_are_no_other_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(interpret.checkpoint, "tensor_sha256", lambda _: pytest.fail("digests a tensor"))
+    parameter = net().fc.weight.detach()
+    optimizers = {
+        "optimizer": {"state": {0: {"exp_avg": parameter}, "fc.weight": {"exp_avg": parameter}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": parameter}}}],
+        "optim_state_dict": {"fc.weight": parameter},
+    }
+    path = saved(tmp_path / "c.pt", {"model": net().state_dict(), **optimizers})
+    assert messages(caplog, path) == []
+    assert read_checkpoint(path).others == {}
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantized", "meta", "nested"])
+def test_other_states_without_a_digest_do_no_harm(tmp_path: Path, kind: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        special = {
+            "sparse": torch.eye(3, 4).to_sparse(),
+            "quantized": torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 0, torch.qint8),
+            "meta": torch.empty(3, 4, device="meta"),
+            "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        }[kind]
+        model = net()
+        path = saved(tmp_path / "c.pt", {"model": model.state_dict(), "small": {"x": torch.ones(2), "fc": special}})
+        assert assert_loads(path, model).others == {"small": None}
+
+
+def test_a_dict_that_holds_itself(tmp_path: Path) -> None:
+    content = {"model": net().state_dict()}
+    content["self"] = content
+    assert assert_loads(saved(tmp_path / "c.pt", content), net()).branch == "model"
+
+
+# -------------------------------------------------------------------------------------------------------------- shards
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
+def test_shards_with_an_index(tmp_path: Path, form: str) -> None:
+    model = net()
+    index = sharded(tmp_path / "model", model.state_dict(), form)
+    shards = sorted(path for path in index.parent.iterdir() if path != index)
+    assert len(shards) == 3
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in sorted([index, *shards])]
+    for given_path in (index, index.parent):
+        loaded = assert_loads(given_path, model)
+        assert (loaded.format, loaded.branch, loaded.others) == (f"{form}-sharded", None, {})
+        assert (loaded.uri, loaded.path) == (str(given_path), index)
+        assert loaded.file_sha256 == hashlib.sha256("".join(lines).encode()).hexdigest()
+        assert loaded.dtypes == {"float32": 12, "int64": 1}
+    assert list(read_checkpoint(index).state) == sorted(model.state_dict())  # the order of the index
+    index.rename(index.with_name("renamed"))
+    assert read_checkpoint(index.with_name("renamed")).format == f"{form}-sharded"
+
+
+def test_shards_of_several_formats_wrappers_and_branches(tmp_path: Path) -> None:
+    student, teacher = net(0), net(1)
+    state = prefixed(student.state_dict(), "module.student.") | prefixed(teacher.state_dict(), "module.teacher.")
+    index = sharded(tmp_path / "model", state, "zip", count=2)
+    shard = index.parent / "pytorch_model-00002-of-00002.bin"
+    saved(shard, torch.load(shard), _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="choose one with branch='student'"):
+        load_state(Net(), read_checkpoint(index))
+    loaded = assert_loads(index, teacher, branch="teacher")
+    assert loaded.format == "legacy+zip-sharded"
+    assert loaded.stripped_prefixes == ("module.", "teacher.")
+
+
+def test_every_shard_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = sharded(tmp_path / "model", net().state_dict())
+    opened = []
+    read = interpret.checkpoint._read_safetensors
+    monkeypatch.setattr(interpret.checkpoint, "_read_safetensors", lambda file: opened.append(file.name) or read(file))
+    read_checkpoint(index)
+    assert opened == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+
+
+def test_links_to_shards_as_in_the_cache_of_hugging_face(tmp_path: Path) -> None:
+    model = net()
+    index = sharded(tmp_path / "blobs", model.state_dict())
+    (tmp_path / "snapshot").mkdir()
+    for path in index.parent.iterdir():
+        (tmp_path / "snapshot" / path.name).symlink_to(path)
+    assert_loads(tmp_path / "snapshot", model)
+    (tmp_path / "blobs" / "model-00002-of-00003.safetensors").unlink()
+    message = refusal(tmp_path / "snapshot")
+    assert "model-00002-of-00003.safetensors' does not exist" in message
+    assert "did you mean 'model-00002" not in message
+
+
+def test_several_indexes_in_a_folder(tmp_path: Path) -> None:
+    for form in ("safetensors", "zip"):
+        sharded(tmp_path, net().state_dict(), form, count=1)
+    message = refusal(tmp_path)
+    assert "is a directory; give one of its files: " in message
+    assert "model.safetensors.index.json" in message
+    assert "pytorch_model.bin.index.json" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", "sub\\x", "..", ".", "", "C:\\x", "C:x", "x/", "a\0b"],
+)
+def test_shards_outside_the_folder_of_the_index_are_refused(tmp_path: Path, name: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"fc.weight": name}}))
+    message = refusal(index)
+    assert f"names the shard {name!r}" in message
+    assert "only read from the index's own folder" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"weight_map": {"a": "b"', "cannot be read as one"),
+        ("{", "cannot be read as one"),
+        ('{"weight_map": ' + "[" * 100_000, "cannot be read as one"),
+        ('{"a": "\xff"}', "cannot be read as one"),
+        ('{"architectures": ["Net"]}', "has no 'weight_map'"),
+        ('{"weight_map": {}}', "has no 'weight_map'"),
+        ('{"weight_map": ["a"]}', "has no 'weight_map'"),
+        ('{"weight_map": {"a": 1}}', "has no 'weight_map'"),
+    ],
+)
+def test_malformed_indexes(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_bytes(content.encode("latin-1"))
+    assert message in refusal(path)
+
+
+def test_shards_that_are_missing_damaged_or_no_shards(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model", net().state_dict())
+    shard = index.parent / "model-00002-of-00003.safetensors"
+    content = shard.read_bytes()
+    shard.unlink()
+    assert "names 3 shards, of which 1 are not beside it: model-00002-of-00003.safetensors" in refusal(index)
+    for damaged, message in (
+        (content[:100], "-00002-of-00003.safetensors' is truncated"),
+        (content[:-1], "-00002-of-00003.safetensors' is truncated"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "-00002-of-00003.safetensors' is a Git-LFS pointer"),
+        (index.read_bytes(), "'model-00002-of-00003.safetensors' as a shard, which is JSON"),
+        (b"", "-00002-of-00003.safetensors' is empty"),
+    ):
+        shard.write_bytes(damaged)
+        assert message in refusal(index)
+    shard.unlink()
+    shard.mkdir()
+    assert "-00002-of-00003.safetensors' is a directory" in refusal(index)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "zip"])
+def test_an_index_and_shards_that_disagree(tmp_path: Path, form: str) -> None:
+    index = sharded(tmp_path / "model", net().state_dict(), form)
+    content = json.loads(index.read_text())
+    places = content["weight_map"]
+    shard = places["fc.weight"]
+
+    index.write_text(json.dumps({"weight_map": {**places, "fc.extra": shard}}))
+    assert f"{shard}' and its index" in refusal(index)
+    assert "the shard does not hold 1 tensors: fc.extra" in refusal(index)
+
+    index.write_text(json.dumps({"weight_map": {name: place for name, place in places.items() if name != "fc.weight"}}))
+    assert "the shard holds, against the index, 1 tensors: fc.weight" in refusal(index)
+
+    other = next(place for place in places.values() if place != shard)
+    index.write_text(json.dumps({"weight_map": {**places, "fc.weight": other}}))
+    assert ": fc.weight; copy or download both again" in refusal(index)
+
+
+def test_a_shard_that_holds_no_tensors(tmp_path: Path) -> None:
+    index = sharded(tmp_path / "model", net().state_dict(), "zip", count=1)
+    saved(index.parent / "pytorch_model-00001-of-00001.bin", [1, 2])
+    assert "the shard does not hold 13 tensors: " in refusal(index)
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
@@ -237,6 +522,26 @@ def test_other_zip_archives(tmp_path: Path) -> None:
     assert "packed again with compression" in refusal(tmp_path / "again.pt")
 
 
+def test_zip_archives_that_claim_more_than_the_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("reads it"))
+    path = saved(tmp_path / "c.pt", net().state_dict())
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first of the directory at the end
+    struct.pack_into("<I", content, entry + 24, 3 << 30)  # its uncompressed size
+    path.write_bytes(content)
+    message = refusal(path)
+    assert f"has {len(content)} bytes, but the entries in it claim 322" in message
+    assert "it was not read" in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_tensors_that_claim_more_than_the_file_holds(tmp_path: Path, zipped: bool) -> None:
+    content = {"model": net().state_dict(), "ema": {"x": torch.ones(1).expand(10**13)}}
+    path = saved(tmp_path / "c.pt", content, _use_new_zipfile_serialization=zipped)
+    assert "'x' in " in refusal(path)
+    assert "claims 40000000000000 bytes, more than the file has" in refusal(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickled_model(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path / "model.pt", nn.Sequential(nn.Linear(2, 2)), _use_new_zipfile_serialization=zipped)
@@ -253,6 +558,35 @@ def test_objects_beside_the_weights_are_named(tmp_path: Path, zipped: bool) -> N
     message = refusal(path)
     assert "argparse.Namespace, pathlib.PurePosixPath" in message
     assert "save only the state_dict" in message
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (np.float64(0.9), "numpy._core.multiarray.scalar"),
+        (functools.partial(torch.relu), "functools.partial"),
+        (nn.functional.relu, "torch.nn.functional.relu"),
+    ],
+)
+def test_single_objects_are_named(tmp_path: Path, zipped: bool, value: object, name: str) -> None:
+    content = {"state_dict": net().state_dict(), "best": value}
+    message = refusal(saved(tmp_path / "last.ckpt", content, _use_new_zipfile_serialization=zipped))
+    assert "holds more than weights: it asks for " in message
+    assert name in message
+
+
+def test_module_that_mlflow_pickled(tmp_path: Path) -> None:
+    class Local(nn.Module):  # cloudpickle takes its code into the file
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+    pickle_module = types.SimpleNamespace(__name__="mlflow.pytorch.pickle_module", Pickler=cloudpickle.CloudPickler)
+    path = saved(tmp_path / "model.pth", Local(), pickle_module=pickle_module)
+    message = refusal(path)
+    assert "is a pickled model, not its weights" in message
+    assert "cloudpickle" in message
 
 
 class Malicious:
@@ -310,11 +644,17 @@ def test_files_of_torch_without_weights(tmp_path: Path, content: object, message
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(place=0.25, value=141, form="legacy")  # a length of petabytes
-@given(place=st.floats(0, 0.999), value=st.integers(0, 255), form=st.sampled_from(["zip", "legacy", "safetensors"]))
+@given(
+    place=st.floats(0, 0.999),
+    value=st.integers(0, 255),
+    form=st.sampled_from(["zip", "legacy", "safetensors", "index"]),
+)
 def test_no_damage_escapes_as_another_error(tmp_path: Path, place: float, value: int, form: str) -> None:
     path = tmp_path / form
     state = nn.Linear(2, 2).state_dict()
-    if form == "safetensors":
+    if form == "index":
+        path = sharded(tmp_path / "sharded", state, count=2)
+    elif form == "safetensors":
         safetensors.torch.save_file(state, path)
     else:
         saved(path, state, _use_new_zipfile_serialization=form == "zip")
