@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -34,13 +36,23 @@ from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, M
 from interpret.functional.cam import check_methods
 from interpret.images import ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
+from interpret.memory import available_bytes, size_in_words
 from interpret.preprocessing import Preprocessing
 from interpret.targets import are_several, in_words, target_scores
-from interpret.tracing import Trace, run, select, state_of, trace, unwrap, without_onednn
+from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, without_onednn
 
 COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps)
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
 REPEATED_IMAGES = 2
+LARGEST_BATCH = {"cpu": 16}  # more gains nothing there
+GRAPH_SHARE = (
+    3  # bytes that an image with its graph takes, in bytes of the calls' outputs: gradients, maps, and between
+)
+BACKWARD_COST = 5  # of the maps of an image, in forwards of one image
+LONG = 10.0  # seconds from which an audit says beforehand what it will take
+LARGE_BUNDLE = 2**28
+
+logger = logging.getLogger("interpret")
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +72,8 @@ def audit(
     preprocessing: Preprocessing | Mapping[str, Any] | None = None,
     checkpoint: Checkpoint | None = None,
     display_count: int = 4,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
+    forward: Forward | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     command: Sequence[str] = (),
@@ -85,7 +98,10 @@ def audit(
         preprocessing: how paths become tensors, ImageNet's by default; for a tensor, what to record of how it was made.
         checkpoint: where the weights came from, for the manifest.
         display_count: how many images get pictures and maps.
-        batch_size: images per forward; memory is bounded by one batch.
+        batch_size: images per forward; memory is bounded by one such chunk. "auto" takes what a quarter of the free
+            memory holds, at most 16 on a CPU, where more gains nothing, and 64 elsewhere.
+        forward: ``(model, images) -> output`` for a model that takes something else than one batch of images: several
+            inputs, keywords, a list.
         device: where to run; None for where the model is.
         seed: of everything random.
         command: the command line that asked for the audit, for the journal.
@@ -101,31 +117,33 @@ def audit(
     clock = _Clock()
     methods = check_methods(methods)
     model = unwrap(model)
-    if batch_size < 1:
-        raise InterpretError(f"batch size {batch_size} is not positive")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InterpretError(f"batch size {batch_size!r} is neither a positive number nor 'auto'")
     probe = _probe(images, names, labels, display_images, preprocessing, display_count, report)
     if device is not None:
         model.to(device)
     reference = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
-    tensor = probe.images.to(device=reference.device, dtype=reference.dtype)
     clock.stop("images")
     with EvidenceWriter(None if out is None else Path(out)) as writer:
         with hooks.undisturbed(model, seed), _quiet():
             report("trace", 0, 1)
-            traced = trace(model, tensor)
+            runner = _Runner(model, probe.images, reference, forward)
+            traced = trace(model, runner.chunk(0, 1), forward)
             clock.stop("trace")
             setting = _setting(model, checkpoint, traced, probe, methods, layers)
+            size = _chosen_batch_size(traced, reference.device) if isinstance(batch_size, str) else batch_size
+            _announce(setting, size, reference.device)
             crew = Crew([collector(setting) for collector in COLLECTORS])
-            _forward(model, tensor, setting, crew, _targets(targets, probe), batch_size, report)
+            _forward(runner, setting, crew, _targets(targets, probe), size, report)
             clock.stop("forward and backward")
-            _repeat(model, tensor, setting, crew, report)
+            _repeat(runner, setting, crew, report)
             clock.stop("noise floor")
         report("evidence", 0, 1)
         records = crew.records()
         _write(writer, records, probe)
         clock.stop("collect")
         manifest = _manifest(
-            setting, probe, checkpoint, crew, reference, seed, targets, batch_size, class_names, layers
+            setting, probe, checkpoint, crew, reference, seed, targets, size, class_names, layers, forward
         )
         journal = {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -278,9 +296,57 @@ class Crew:
         return next((collector for collector in self.active if isinstance(collector, Maps)), None)
 
 
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Runs the model on some of the probe images, which come to its device and type chunk by chunk."""
+
+    model: nn.Module
+    images: Tensor
+    like: Tensor
+    forward: Forward | None
+
+    def chunk(self, start: int, stop: int) -> Tensor:
+        return self.images[start:stop].to(device=self.like.device, dtype=self.like.dtype)
+
+    def __call__(self, start: int, stop: int) -> Any:
+        return run(self.model, self.chunk(start, stop), self.forward)
+
+
+def _chosen_batch_size(traced: Trace, device: torch.device) -> int:
+    """How many images a quarter of the free memory holds with their graph."""
+    most = LARGEST_BATCH.get(device.type, 64)
+    fitting = available_bytes(device) // 4 // max(1, GRAPH_SHARE * traced.activation_bytes)
+    return int(max(1, min(most, fitting)))
+
+
+def _announce(setting: Setting, batch_size: int, device: torch.device) -> None:
+    """Say beforehand what long work will take, as measured on the first image."""
+    trace, count, displayed = setting.trace, setting.count, setting.displayed
+    passes = count + REPEATED_IMAGES + (BACKWARD_COST * displayed if setting.maps and setting.methods else 0)
+    seconds = passes * trace.seconds
+    graph = GRAPH_SHARE * trace.activation_bytes * min(displayed, batch_size)
+    memory = max(graph, trace.activation_bytes * batch_size)
+    matrices = 4 * len(trace.calls) * count * (count + 1) / 2
+    if seconds > LONG:
+        minutes = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
+        logger.info(
+            "%d images in chunks of %d, maps of %d: about %s, up to %s of memory beside the model",
+            count, batch_size, displayed, minutes, size_in_words(memory),
+        )  # fmt: skip
+    if memory > (free := available_bytes(device)):
+        logger.warning(
+            "a chunk may take up to %s of memory, %s are free; take a smaller batch size or display fewer images",
+            size_in_words(memory), size_in_words(free),
+        )  # fmt: skip
+    if matrices > LARGE_BUNDLE:
+        logger.warning(
+            "the Gram matrices of %d images at %d calls take %s in the bundle; take fewer probe images",
+            count, len(trace.calls), size_in_words(matrices),
+        )  # fmt: skip
+
+
 def _forward(
-    model: nn.Module,
-    images: Tensor,
+    runner: _Runner,
     setting: Setting,
     crew: Crew,
     targets: Callable[[int, int], Any],
@@ -296,9 +362,9 @@ def _forward(
             maps = None
         with (
             torch.set_grad_enabled(maps is not None),
-            hooks.visiting(model, setting.trace.calls, _visit(crew, start, stop - start, maps)),
+            hooks.visiting(runner.model, setting.trace.calls, _visit(crew, start, stop - start, maps)),
         ):
-            output = run(model, images[start:stop])
+            output = runner(start, stop)
         with torch.no_grad():
             crew.each(lambda collector, output=output, start=start: collector.predict(output, start))  # type: ignore[misc]
         if maps is not None:
@@ -344,7 +410,7 @@ def _is_same(output: Tensor, before: Tensor, version: int) -> bool:
     return output.data_ptr() == before.data_ptr() and output.shape == before.shape and output._version == version
 
 
-def _repeat(model: nn.Module, images: Tensor, setting: Setting, crew: Crew, report: Progress) -> None:
+def _repeat(runner: _Runner, setting: Setting, crew: Crew, report: Progress) -> None:
     """A few images again, one by one and with other kernels: what then differs is this machine's noise."""
     if setting.count < REPEATED_IMAGES:
         return
@@ -358,9 +424,9 @@ def _repeat(model: nn.Module, images: Tensor, setting: Setting, crew: Crew, repo
         with (
             torch.no_grad(),
             without_onednn(),
-            hooks.visiting(model, setting.trace.calls, visit),
+            hooks.visiting(runner.model, setting.trace.calls, visit),
         ):
-            run(model, images[index : index + 1])
+            runner(index, index + 1)
         report("noise floor", index + 1, REPEATED_IMAGES)
 
 
@@ -444,6 +510,7 @@ def _manifest(
     batch_size: int,
     class_names: Sequence[str] | None,
     layers: Sequence[str] | str | None,
+    forward: Forward | None,
 ) -> Manifest:
     trace = setting.trace
     dtypes: dict[str, int] = {}
@@ -468,6 +535,7 @@ def _manifest(
             "dtypes": dict(sorted(dtypes.items())),
             "unexpected": [] if checkpoint is None else list(checkpoint.unexpected),
             "missing": [] if checkpoint is None else list(checkpoint.missing),
+            "others": {} if checkpoint is None else dict(checkpoint.others),
         },
         model={
             "name": type(setting.model).__name__,
@@ -486,6 +554,7 @@ def _manifest(
             "shape": list(probe.images.shape[1:]),
             "preprocessing": dict(probe.preprocessing),
             "labels": None if probe.labels is None else list(probe.labels),
+            "skipped": [{"name": name, "reason": reason} for name, reason in probe.skipped],
         },
         calls=trace.calls,
         unused=trace.unused,
@@ -496,6 +565,7 @@ def _manifest(
             "targets": in_words(targets),
             "display_count": setting.displayed,
             "batch_size": batch_size,
+            "forward": None if forward is None else getattr(forward, "__qualname__", type(forward).__name__),
             "pictures": [call.key for call in trace.calls if call.key in setting.pictures],
             "maps": [call.key for call in trace.calls if call.key in setting.maps],
         },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InterpretError, OSError) as error:
         if state["debug"]:
             traceback.print_exc()
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)  # also what others' code says in several
         return BAD_INPUT
     return code if isinstance(code, int) else 0
 
@@ -88,6 +89,8 @@ def _read_config(context: click.Context, parameter: click.Parameter, path: str |
             raise click.BadParameter(
                 f"{path} has an unknown option {key!r}{did_you_mean(key, known)}", context, parameter
             )
+        if isinstance(value, dict) and not option.multiple:
+            raise click.BadParameter(f"{path}: {key!r} takes one value, not a table", context, parameter)
         defaults[str(option.name)] = _as_given(value, option.multiple)
     context.default_map = {**(context.default_map or {}), **defaults}
 
@@ -110,11 +113,26 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406") from error
 
 
+def _sizes(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    sizes = value.replace(" ", "").split(",")
+    if not all(size.isdecimal() and len(size) < 10 for size in sizes) or not 0 < math.prod(map(int, sizes)) < 10**9:
+        raise click.BadParameter(f"{value!r} is not a list of sizes such as 3,224,224")
+    return tuple(map(int, sizes))
+
+
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     if value is None:
         return None
     names = tuple(part.strip() for part in value.split(",") if part.strip())
     return () if names == ("none",) else names
+
+
+def _formats(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
+    names = _names(context, parameter, value)
+    for name in names or ():
+        if name not in ("html", "pdf"):
+            raise click.BadParameter(f"{name!r} is no format of a report; choose html, pdf or both")
+    return names
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -168,6 +186,7 @@ model_options = _together(
 
 image_options = _together(
     click.option("--images", metavar="PATH", required=True, help="Folder (recursive), file or glob."),
+    click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded, and say which."),
     click.option("--labels-from-folders", is_flag=True, help="The folder of an image is its class."),
     click.option("--labels", type=click.Path(dir_okay=False), help="CSV with the columns file,label."),
     click.option("--class-names", type=click.Path(dir_okay=False), help="One per line, or a JSON list or object."),
@@ -227,7 +246,7 @@ report_options = _together(
         show_default=True,
         help="Chapters for the calls that matter, or for every call.",
     ),
-    click.option("--format", "formats", default="html,pdf", show_default=True, callback=_names, help="html, pdf."),
+    click.option("--format", "formats", default="html,pdf", show_default=True, callback=_formats, help="html, pdf."),
     click.option(
         "--templates", type=click.Path(exists=True, file_okay=False), help="Folder searched for templates first."
     ),
@@ -482,7 +501,7 @@ def show(run: str, tracking_uri: str | None, as_json: bool) -> int:
 )
 @click.argument("checkpoint")
 @model_options
-@click.option("--input-shape", default="3,224,224", show_default=True, callback=_numbers, help="C,H,W of one image.")
+@click.option("--input-shape", default="3,224,224", show_default=True, callback=_sizes, help="C,H,W of one image.")
 @tracking_uri_option
 @json_option
 @common_options
@@ -491,16 +510,14 @@ def layers(
     model: str | None,
     model_arguments: Mapping[str, str],
     branch: str | None,
-    input_shape: tuple[float, ...],
+    input_shape: tuple[int, ...],
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
     """List every call of a model, and their number by type."""
     from interpret import sources
 
-    calls = sources.calls_of(
-        checkpoint, model, model_arguments, branch, [int(size) for size in input_shape], tracking_uri=tracking_uri
-    )
+    calls = sources.calls_of(checkpoint, model, model_arguments, branch, input_shape, tracking_uri=tracking_uri)
     table: dict[str, list[Any]] = {
         "key": [call.key for call in calls],
         "type": [call.type for call in calls],

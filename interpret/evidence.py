@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import re
 import shutil
 import tempfile
@@ -23,12 +24,27 @@ from numpy.typing import NDArray
 
 from interpret.errors import EvidenceError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ARRAY_FILES = ("weights", "layers", "predictions", "maps", "kernels", "activations", "inputs")
 KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "attention", "container", "other")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceptiveField:
+    """Which pixels of the input a position of an output depends on, along (height, width).
+
+    Attributes:
+        size: side lengths of the field of one position, in pixels; may exceed the image.
+        stride: pixels between the fields of neighbouring positions.
+        start: first pixel of the first position's field; negative in the padding.
+    """
+
+    size: tuple[float, float]
+    stride: tuple[float, float]
+    start: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +66,8 @@ class Call:
     unit: str
     stage_end: bool
     overwritten: bool
+    weight_shape: tuple[int, ...] | None
+    receptive_field: ReceptiveField | None
 
     @property
     def slug(self) -> str:
@@ -69,6 +87,14 @@ class Call:
         if self.layout == "NHWC":
             return self.output_shape[1], self.output_shape[2]
         return None
+
+    @property
+    def downsamples(self) -> bool:
+        """Return whether a spatial output is smaller than the spatial input."""
+        if self.spatial_shape is None or self.input_shape is None or len(self.input_shape) != 4:
+            return False
+        entering = self.input_shape[1:3] if self.layout == "NHWC" else self.input_shape[2:]
+        return math.prod(self.spatial_shape) < math.prod(entering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +404,18 @@ def read_evidence(folder: str | Path) -> Evidence:
             f"{found} has bundle version {version}, but this release reads up to {SCHEMA_VERSION}; "
             "upgrade mlflow-interpret"
         )
-    return Evidence(found, _manifest(content, found))
+    return Evidence(found, _manifest(_upgraded(content), found))
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of an older version as one of today's; `schema_version` stays what the bundle says."""
+    if content["schema_version"] < 2 and isinstance(content.get("calls"), list):
+        added = {"weight_shape": None, "receptive_field": None}
+        content["calls"] = [{**added, **call} for call in content["calls"]]
+        content["checkpoint"].setdefault("others", {})
+        content["inputs"].setdefault("skipped", [])
+        content["settings"].setdefault("forward", None)
+    return content
 
 
 def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
@@ -393,8 +430,11 @@ def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
 
 def _call(entry: Mapping[str, Any]) -> Call:
     values = _known(Call, entry, "an entry of calls")
-    for name in ("input_shape", "output_shape", "tensors"):
+    for name in ("input_shape", "output_shape", "tensors", "weight_shape"):
         values[name] = None if values[name] is None else tuple(values[name])
+    if values["receptive_field"] is not None:
+        field = _known(ReceptiveField, values["receptive_field"], "a receptive field")
+        values["receptive_field"] = ReceptiveField(**{name: tuple(pair) for name, pair in field.items()})
     return Call(**values)
 
 

@@ -25,6 +25,7 @@ from interpret.errors import LayerError
 from interpret.evidence import Call
 from interpret.targets import target_scores
 from interpret.tracing import (
+    Forward,
     canonical_name,
     input_tensor,
     output_tensor,
@@ -100,7 +101,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 def visiting(
     model: nn.Module, calls: Sequence[Call], visit: Visit, enter: Callable[[Call, Tensor | None], None] | None = None
 ) -> Iterator[None]:
-    """While open, ``visit(call, module, input, output)`` sees every call; what it returns replaces the output.
+    """While open, for one forward: ``visit(call, module, input, output)`` sees every call; what it returns replaces it.
 
     ``enter(call, input)`` comes before the call runs, when no in-place operation has overwritten the input yet.
     Executions that :func:`trace` did not see (networks that run differently from image to image) are passed over.
@@ -133,12 +134,8 @@ def visiting(
         if enter is not None and call is not None:
             enter(call, input_tensor(arguments, keywords))
 
-    def start(module: nn.Module, arguments: Any) -> None:
-        executions.clear()
-
     names = {module: canonical_name(name) for name, module in model.named_modules()}
     with ExitStack() as stack:
-        stack.callback(model.register_forward_pre_hook(start, prepend=True).remove)
         for module, name in names.items():
             if name in by_name:
                 stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
@@ -174,12 +171,13 @@ def backward(score: Tensor, leaves: Sequence[Tensor], again: bool = False) -> No
         ) from error
 
 
-def layers(model: nn.Module, images: Tensor) -> tuple[Call, ...]:
+def layers(model: nn.Module, images: Tensor, forward: Forward | None = None) -> tuple[Call, ...]:
     """Every call of a model, containers included, in order of completion.
 
     Args:
         model: any network; nothing of it is changed.
         images: preprocessed, shape (N, C, H, W); only the first is used.
+        forward: ``(model, images) -> output`` where it is not ``model(images)``.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
     >>> [(call.key, call.kind, call.output_shape) for call in layers(net, torch.zeros(1, 3, 8, 8))][:2]
@@ -187,7 +185,7 @@ def layers(model: nn.Module, images: Tensor) -> tuple[Call, ...]:
     """
     model = unwrap(model)
     with undisturbed(model):
-        return trace(model, images).calls
+        return trace(model, images, forward).calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +204,7 @@ def capture(
     inputs: bool = False,
     gradients: bool = False,
     targets: Any = None,
+    forward: Forward | None = None,
 ) -> Mapping[str, Any]:
     """Outputs of calls, and if asked their inputs and gradients, safe against in-place operations.
 
@@ -216,6 +215,7 @@ def capture(
         inputs: also keep each call's first input tensor.
         gradients: also keep dY/d(output), Y the sum of the images' target scores.
         targets: which class of each image Y is; None for the predicted one. See :func:`target_scores`.
+        forward: ``(model, images) -> output`` where it is not ``model(images)``: several inputs, keywords, a list.
 
     Returns:
         key -> output, or key -> ``Captured(output, input, gradient)`` where inputs or gradients are asked for. Tensors
@@ -224,7 +224,7 @@ def capture(
     model = unwrap(model)
     kept: dict[str, Captured] = {}
     with undisturbed(model), ExitStack() as stack:
-        calls = select(trace(model, images).calls, layers)
+        calls = select(trace(model, images, forward).calls, layers)
         leaves: list[Tensor] = []
         entered: dict[str, Tensor] = {}
 
@@ -248,7 +248,7 @@ def capture(
 
         stack.enter_context(visiting(model, calls, visit, enter if inputs else None))
         with torch.set_grad_enabled(gradients):
-            output = run(model, images)
+            output = run(model, images, forward)
             if gradients:
                 scores, _ = target_scores(output, targets)
                 backward(scores.sum(), leaves)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +24,7 @@ def labels_from_folders(
 
     Folders are matched to the class names where these are given (case, spaces and underscores do not matter) or are the
     classes' numbers. Without class names, the sorted folders are numbered from 0, as torchvision's ImageFolder does:
-    right only where every class has a folder.
+    right only where every class has a folder, so the log says it.
 
     Raises:
         ImageError: an image lies in no folder, or a folder matches no class.
@@ -34,7 +37,13 @@ def labels_from_folders(
             )
     names = sorted({parts[0] for parts in folders})
     index = {name: i for i, name in enumerate(names)}
-    if class_names is not None:
+    if class_names is None:
+        logger.warning(
+            "the %d class folders are numbered from 0 in the order of their names; "
+            "give class names where the network has other classes",
+            len(names),
+        )
+    else:
         index = {name: _class_index(name, class_names, f"folder {name!r}") for name in names}
     return tuple(index[parts[0]] for parts in folders)
 
@@ -45,27 +54,27 @@ def read_labels(
     """The class of each named image from a CSV file with the columns ``file`` and ``label``.
 
     ``file`` is the image's name as recorded, or its last part where that is unique; ``label`` a number, a class name,
-    or nothing where unknown. Rows for other images are ignored with a warning in the log.
+    or nothing where unknown. Other columns, and rows for other images, do not matter; of the rows the log tells.
 
     Args:
-        file: the CSV file, UTF-8.
+        file: the CSV file, UTF-8 or, with its byte order mark, UTF-16; separated by commas, semicolons or tabs.
         names: the images' names, as :func:`image_names` gives them.
         class_names: needed where the labels are names.
 
     Raises:
-        ImageError: the file cannot be read, an image has no row, or a label is no class.
+        ImageError: the file cannot be read, an image has no row or two that disagree, or a label is no class.
     """
-    rows = csv.DictReader(_read_text(file).splitlines())
-    if not {"file", "label"} <= set(rows.fieldnames or ()):
-        raise ImageError(
-            f"{str(file)!r} must begin with the line 'file,label', not {','.join(rows.fieldnames or ())!r}"
-        )
-    given = {str(row["file"]).strip().removeprefix("./").replace("\\", "/"): row["label"] for row in rows}
+    given = _label_rows(file)
     last = [name.rpartition("/")[2] for name in names]
-    keys = [
-        short if name not in given and last.count(short) == 1 else name for name, short in zip(names, last, strict=True)
-    ]
+    count = Counter(last)
+    keys = [short if name not in given and count[short] == 1 else name for name, short in zip(names, last, strict=True)]
     missing = [name for name, key in zip(names, keys, strict=True) if key not in given]
+    if missing and len(missing) == len(names):
+        listed = f", not {next(iter(given))!r}" if given else ""
+        raise ImageError(
+            f"{str(file)!r} has no row for any of the {len(names)} images; "
+            f"its column 'file' must hold their names as they are recorded here, such as {names[0]!r}{listed}"
+        )
     if missing:
         raise ImageError(
             f"{str(file)!r} has no row for {len(missing)} of {len(names)} images: {', '.join(missing[:3])}"
@@ -76,11 +85,32 @@ def read_labels(
             "%s names %d files that are not among the images: %s", file, len(unknown), ", ".join(unknown[:3])
         )
     return tuple(
-        _class_index(label, class_names, f"label of {key!r} in {str(file)!r}")
-        if (label := (given[key] or "").strip())
-        else None
+        _class_index(given[key], class_names, f"label of {key!r} in {str(file)!r}") if given[key] else None
         for key in keys
     )
+
+
+def _label_rows(file: str | Path) -> dict[str, str]:
+    """The label of each file as the CSV spells it."""
+    text = _read_text(file)
+    head = next(iter(text.splitlines()), "").strip()
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    given: dict[str, str] = {}
+    try:
+        columns = {column.strip().casefold(): column for column in rows.fieldnames or ()}
+        if not {"file", "label"} <= set(columns):
+            raise ImageError(f"{str(file)!r} must begin with the line 'file,label', not {head[:80]!r}")
+        for row in rows:
+            name = (row[columns["file"]] or "").strip().replace("\\", "/").removeprefix("./")
+            label = (row[columns["label"]] or "").strip()
+            if given.setdefault(name, label) != label:
+                raise ImageError(
+                    f"{str(file)!r} gives {name!r} two labels, {given[name]!r} and in line {rows.line_num} {label!r}; "
+                    "leave one out"
+                )
+    except csv.Error as error:
+        raise ImageError(f"{str(file)!r} cannot be read as CSV: {error} (after line {rows.line_num})") from error
+    return given
 
 
 def read_class_names(file: str | Path) -> tuple[str, ...]:
@@ -99,7 +129,7 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
         return tuple(lines)
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ImageError(f"{str(file)!r} is not valid JSON: {error}") from error
     count = len(content)  # before names of one index fall together
     if isinstance(content, list):
@@ -128,15 +158,25 @@ def _class_index(label: str, class_names: Sequence[str] | None, where: str) -> i
         raise ImageError(f"{where}: {label!r} names classes {matches}; give the number instead")
     if matches:
         return matches[0]
-    if label.isdecimal() and (not known or int(label) < len(known)):
-        return int(label)
+    number = label.removesuffix(".0")  # tables with gaps hold their numbers as floats
+    if number.isdecimal() and len(number) < 10 and (not known or int(number) < len(known)):
+        return int(number)
     if not known:
         raise ImageError(f"{where}: {label!r} is no class number; give --class-names to use names")
-    raise ImageError(f"{where}: {label!r} is none of the {len(known)} classes{did_you_mean(label, known)}")
+    numbers = f" (0 to {len(known) - 1})" if number.lstrip("-").isdecimal() else ""
+    raise ImageError(f"{where}: {label!r} is none of the {len(known)} classes{numbers}{did_you_mean(label, known)}")
 
 
 def _read_text(file: str | Path) -> str:
     try:
-        return Path(file).read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageError(f"{str(file)!r} cannot be read as UTF-8 text: {error}") from error
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ImageError(
+            f"{str(file)!r} cannot be read as UTF-8 text: {error.reason} in line {line}; save it as UTF-8"
+        ) from error

@@ -15,7 +15,7 @@ from interpret.evidence import Call
 from interpret.functional.cam import CAM_METHODS, check_methods, eigen_cam, gradient_maps
 from interpret.hooks import backward, gradient_leaf, undisturbed, visiting
 from interpret.targets import target_scores
-from interpret.tracing import run, select, trace, unwrap
+from interpret.tracing import Forward, run, select, trace, unwrap
 
 DEFAULT_METHODS = (*CAM_METHODS, "eigen-cam", "eigen-grad-cam")
 
@@ -155,6 +155,7 @@ def class_activation_maps(
     methods: Sequence[str] = ("grad-cam",),
     layers: Sequence[str] | str | None = None,
     targets: Any = None,
+    forward: Forward | None = None,
 ) -> Maps:
     """Class activation maps of many layers by many methods, from one forward and one backward per target.
 
@@ -165,6 +166,7 @@ def class_activation_maps(
         layers: module names, call keys, globs, "last", "stages"; None for every convolution.
         targets: None for the predicted class of each image, an int, one int per image, an (N, R) array, or a callable
             ``outputs -> (N,)`` scores.
+        forward: ``(model, images) -> output`` where it is not ``model(images)``.
 
     Returns:
         Raw maps at each layer's own resolution.
@@ -179,7 +181,7 @@ def class_activation_maps(
     model = unwrap(model)
     check_methods(methods)
     with undisturbed(model):
-        table = trace(model, images).calls
+        table = trace(model, images, forward).calls
         calls = default_layers(table) if layers is None else select(table, layers)
         flat = [call.key for call in calls if not has_maps(call)]
         if layers is not None:
@@ -194,7 +196,7 @@ def class_activation_maps(
             raise LayerError("the model has no convolution with a spatial output; name layers with one")
         taken = MapPass(calls, methods)
         with visiting(model, calls, lambda call, module, source, output: taken.attach(call, output)):
-            scores, indices = target_scores(run(model, images), targets)
+            scores, indices = target_scores(run(model, images, forward), targets)
         taken.backward(scores)
     many = scores.shape[1] > 1
     result: dict[tuple[str, str], Tensor] = {}

@@ -21,6 +21,19 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class PictureError(ImageError):
+    """One picture cannot be used, whatever becomes of the others.
+
+    Attributes:
+        reason: what is wrong with it, without its name: "is broken (...)".
+        advice: what to do.
+    """
+
+    def __init__(self, picture: str, reason: str, advice: str) -> None:
+        super().__init__(f"{picture} {reason}; {advice}")
+        self.reason, self.advice = reason, advice
+
+
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
     """How a decoded picture becomes the network's input: resize, centre crop, scale to [0, 1], normalise.
@@ -61,6 +74,8 @@ class Preprocessing:
         for name, value in (("resize", self.resize), ("crop", self.crop)):
             if value is not None and value < 1:
                 raise ImageError(f"{name} must be at least 1 pixel, not {value}")
+            if value is not None and value * value > PIXEL_BUDGET:
+                raise ImageError(f"{name} {value} makes pictures of more than {PIXEL_BUDGET:,} pixels; make it smaller")
         if self.interpolation not in INTERPOLATIONS:
             raise ImageError(
                 f"unknown interpolation {self.interpolation!r}{did_you_mean(self.interpolation, INTERPOLATIONS)}; "
@@ -101,6 +116,7 @@ class Preprocessing:
         """The network's input, shape (C, H, W), float32.
 
         Raises:
+            PictureError: this picture is too narrow to resize.
             ImageError: the callable fails or returns something else.
         """
         if self.transform is not None:
@@ -137,7 +153,8 @@ class Preprocessing:
         if self.resize is not None and self.resize != min(width, height):
             longer = int(self.resize * max(width, height) / min(width, height))
             if self.resize * longer > PIXEL_BUDGET:
-                raise ImageError(f"a picture of {width} x {height} pixels is too narrow to resize to {self.resize}")
+                reason = f"has {width} x {height} pixels, too narrow to resize to {self.resize}"
+                raise PictureError("a picture", reason, "take it out")
             width, height = (self.resize, longer) if width <= height else (longer, self.resize)
             image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
         if self.crop is None:

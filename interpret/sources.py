@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,7 @@ def audit_checkpoint(
     labels: str | Path | None = None,
     labels_from_folders: bool = False,
     class_names: str | Path | None = None,
+    skip_broken: bool = False,
     targets: str | Evidence = "predicted",
     layers: Sequence[str] = (),
     methods: Sequence[str] | None = None,
@@ -58,6 +61,8 @@ def audit_checkpoint(
     progress: Progress | None = None,
 ) -> Evidence:
     """Audit a checkpoint that lies anywhere, on images that lie on this disk.
+
+    What the user's own code prints goes to stderr: stdout is for results.
 
     Args:
         checkpoint: a file; `runs:/...`, `models:/...`, `mlflow-artifacts:/...`; or `torchvision:` weights, which imply
@@ -76,6 +81,7 @@ def audit_checkpoint(
         labels: CSV file with the columns file,label.
         labels_from_folders: the folder of an image is its class.
         class_names: file with the names of the classes.
+        skip_broken: leave out images that cannot be decoded, and say which.
         targets: "predicted", "label", a class index, a RUN whose targets are taken, or several of these by commas; or
             the evidence of another audit.
         layers: globs of the calls with pictures and maps.
@@ -98,7 +104,7 @@ def audit_checkpoint(
     from interpret.maps import DEFAULT_METHODS
 
     notify = progress or (lambda stage, done, total: None)
-    with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+    with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
         notify("checkpoint", 0, 1)
         network, loaded, weights = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
         notify("checkpoint", 1, 1)
@@ -116,6 +122,7 @@ def audit_checkpoint(
             limit=probe_count,
             display_count=display_count,
             root=root,
+            skip_broken=skip_broken,
             progress=lambda done, total: notify("images", done, total),
         )
         return auditing.audit(
@@ -165,7 +172,8 @@ def audit_several(
     for name, checkpoint in zip(names, checkpoints, strict=True):
         out = folder / re.sub(r"[^\w.@ ()-]", "_", name)
         _remove_bundle(out)
-        chosen = next(iter(audited.values()), targets)
+        first = next(iter(audited.values()), None)
+        chosen = first if first is not None and first.has("maps", "targets") else targets
         audited[name] = audit_checkpoint(checkpoint, out=out, targets=chosen, progress=progress(name), **options)
         finished(name, audited[name])
     return audited
@@ -204,10 +212,10 @@ def calls_of(
 
     from interpret import hooks
 
-    with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+    with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
         network, _, _ = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
-    image = torch.rand((1, *input_shape), generator=torch.Generator().manual_seed(0))
-    return hooks.layers(network, image)
+        image = torch.rand((1, *input_shape), generator=torch.Generator().manual_seed(0))
+        return hooks.layers(network, image)
 
 
 def fetch_runs(
@@ -323,7 +331,9 @@ def _targets(targets: str | Evidence, count: int, folder: Path, tracking_uri: st
 def _target(word: str, folder: Path, tracking_uri: str | None) -> str | int | Evidence:
     if word in ("predicted", "label"):
         return word
-    if word.isdecimal():
+    if re.fullmatch(r"-?\d+", word):
+        if len(word) > 9:
+            raise LayerError(f"target class {word} is out of range: no model has so many classes")
         return int(word)
     if not Path(word).is_dir() and (hint := did_you_mean(word, ("predicted", "label"))):
         raise LayerError(f"target {word!r} is neither predicted, label, a class index nor a run{hint}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +21,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchinfo.torchinfo import clear_cached_forward_pass
 
 from interpret.errors import InterpretError, LayerError, did_you_mean
-from interpret.evidence import Call
+from interpret.evidence import Call, ReceptiveField
+from interpret.receptive_fields import ReceptiveFields
+
+Forward = Callable[[nn.Module, Tensor], Any]
 
 _ACTIVATION_MODULE = "torch.nn.modules.activation"
 
@@ -50,6 +55,10 @@ class Trace:
         summary_error: why there is no table, or an empty string.
         output_shape: shape of the model's output for one image, or None where it is not a tensor.
         multiply_adds: of one forward of one image.
+        own_multiply_adds: of each call, without the calls inside it.
+        counted_by_torchinfo: torchinfo's multiply-adds by type of module; empty where there is no table.
+        activation_bytes: of all outputs of one image, each tensor once.
+        seconds: that the forward took, under observation.
     """
 
     calls: tuple[Call, ...]
@@ -58,6 +67,10 @@ class Trace:
     summary_error: str
     output_shape: tuple[int, ...] | None
     multiply_adds: int
+    own_multiply_adds: tuple[int, ...]
+    counted_by_torchinfo: Mapping[str, int]
+    activation_bytes: int
+    seconds: float
 
     @property
     def architecture_digest(self) -> str:
@@ -120,12 +133,13 @@ def input_tensor(arguments: Sequence[Any], keywords: Mapping[str, Any] | None = 
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def trace(model: nn.Module, images: Tensor) -> Trace:
+def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> Trace:
     """One forward of the first image: the call table, overwritten outputs, multiply-adds and torchinfo's table.
 
     Args:
         model: any network; call it inside :func:`undisturbed`.
         images: preprocessed, shape (N, C, H, W).
+        forward: how to run it; see :func:`run`.
 
     Raises:
         InterpretError: the model fails on the image.
@@ -135,17 +149,63 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     summary, summary_error = "", ""
     fused = without_onednn() if recorder.has_fused_recurrence else nullcontext()
     # the fused kernels of attention and recurrence are opaque to the counter of multiply-adds
-    with sdpa_kernel(SDPBackend.MATH), fused, recorder.watching(), torch.no_grad(), recorder.flops:
-        try:
-            summary = str(torchinfo.summary(model, input_data=[image], verbose=0, depth=100, device=image.device))
-        except RuntimeError as error:
-            # torchinfo wraps whatever happens; a bare forward tells the model's faults from torchinfo's own
-            summary_error = f"torchinfo cannot summarise this model: {error.__cause__ or error}"
-            recorder.restart()
-            run(model, image)
-        finally:
-            clear_cached_forward_pass()  # torchinfo would keep the model alive in a global
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), fused:
+        arguments = _Arguments((image,), {}) if forward is None else _arguments_of(model, image, forward)
+        with recorder.watching(), recorder.flops, recorder.following(arguments):
+            try:
+                if arguments is None:
+                    raise RuntimeError("it is not run once by one call")
+                table = torchinfo.summary(
+                    model,
+                    input_data=list(arguments.values),
+                    verbose=0,
+                    depth=100,
+                    device=image.device,
+                    **arguments.keywords,
+                )
+                summary = str(table)
+                recorder.keep_table(table)
+            except RuntimeError as error:
+                # torchinfo wraps whatever happens; a bare forward tells the model's faults from torchinfo's own
+                summary_error = f"torchinfo cannot summarise this model: {error.__cause__ or error}"
+                recorder.restart()
+                run(model, image, forward)
+            finally:
+                clear_cached_forward_pass()  # torchinfo would keep the model alive in a global
     return recorder.finish(summary, summary_error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """What a model is called with."""
+
+    values: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+    def image(self) -> Tensor | None:
+        return next(
+            (
+                value
+                for value in (*self.values, *self.keywords.values())
+                if isinstance(value, Tensor) and value.ndim == 4
+            ),
+            None,
+        )
+
+
+def _arguments_of(model: nn.Module, image: Tensor, forward: Forward) -> _Arguments | None:
+    """What the user's function calls the model with, from a forward of its own; None where it does not call it once."""
+    seen: list[_Arguments] = []
+
+    def note(module: nn.Module, values: Any, keywords: Any) -> None:
+        seen.append(_Arguments(values, keywords))
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        run(model, image, forward)
+    finally:
+        handle.remove()
+    return seen[0] if len(seen) == 1 else None
 
 
 @contextmanager
@@ -170,14 +230,21 @@ def refuse_unobservable(model: nn.Module) -> None:
             )
 
 
-def run(model: nn.Module, images: Tensor) -> Any:
+def run(model: nn.Module, images: Tensor, forward: Forward | None = None) -> Any:
     """The model's output.
+
+    Args:
+        model: any network.
+        images: preprocessed, shape (N, C, H, W).
+        forward: ``(model, images) -> output`` for a model that takes something else than one batch of images (several
+            inputs, keywords, a list of images); None calls ``model(images)``.
 
     Raises:
         InterpretError: the model fails; the message quotes its error and the input's shape.
     """
     try:
-        return model(images.clone())  # the model may write to its input
+        copy = images.clone()  # the model may write to its input
+        return model(copy) if forward is None else forward(model, copy)
     except InterpretError:
         raise
     except Exception as error:  # whatever the user's network raises
@@ -197,6 +264,17 @@ class _Seen:
     output: Tensor
     version: int
     multiply_adds: int
+    own_multiply_adds: int
+    receptive_field: ReceptiveField | None
+
+
+@dataclass(slots=True)
+class _Started:
+    """A module that is running: what was counted before it, and by now in the calls inside it."""
+
+    module: nn.Module
+    flops: int
+    inside: int = 0
 
 
 class _Recorder:
@@ -218,14 +296,37 @@ class _Recorder:
         self.has_fused_recurrence = any(isinstance(module, nn.RNNBase) for module in self.names)
         self.flops = FlopCounterMode(display=False)
         self.seen: list[_Seen] = []
-        self.started: list[tuple[nn.Module, int]] = []
+        self.started: list[_Started] = []
         self.before = 0
         self.output: Tensor | None = None
+        self.fields: ReceptiveFields | None = None
+        self.counted_by_torchinfo: dict[str, int] = {}
+        self.clock = time.perf_counter()
 
     def restart(self) -> None:
         self.seen.clear()
         self.started.clear()
         self.before = self.flops.get_total_flops()
+        self.clock = time.perf_counter()
+
+    @contextmanager
+    def following(self, arguments: _Arguments | None) -> Iterator[None]:
+        """Follow receptive fields from the image among the model's arguments."""
+        image = None if arguments is None else arguments.image()
+        if image is None:
+            yield
+            return
+        self.fields = ReceptiveFields(image)
+        with self.fields:
+            yield
+
+    def keep_table(self, table: torchinfo.ModelStatistics) -> None:
+        """Keep what torchinfo counts, by type of module."""
+        counted: Counter[str] = Counter()
+        for layer in table.summary_list:
+            if layer.is_leaf_layer and layer.executed:
+                counted[layer.class_name] += layer.macs
+        self.counted_by_torchinfo = dict(counted)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -237,18 +338,29 @@ class _Recorder:
             yield
 
     def _before(self, module: nn.Module, arguments: Any) -> None:
-        self.started.append((module, self.flops.get_total_flops()))
+        self.started.append(_Started(module, self.flops.get_total_flops()))
 
     def _after(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
-        begun, flops = self.started.pop()
-        while begun is not module:  # a module that raised, and was caught inside the model, never ended
-            begun, flops = self.started.pop()
-        flops = self.flops.get_total_flops() - flops
+        begun = self.started.pop()
+        while begun.module is not module:  # a module that raised, and was caught inside the model, never ended
+            begun = self.started.pop()
+        flops = self.flops.get_total_flops() - begun.flops
+        if self.started:
+            self.started[-1].inside += flops
         tensor = output_tensor(output)
         if tensor is not None:
-            version = tensor._version
-            source = input_tensor(arguments, keywords)
-            self.seen.append(_Seen(self.names[module], module, source, tensor, version, flops // 2))
+            self.seen.append(
+                _Seen(
+                    self.names[module],
+                    module,
+                    input_tensor(arguments, keywords),
+                    tensor,
+                    tensor._version,
+                    flops // 2,
+                    (flops - begun.inside) // 2,
+                    None if self.fields is None else self.fields.of(tensor),
+                )
+            )
 
     def _root(self, module: nn.Module, arguments: Any, output: Any) -> None:
         self.output = output_tensor(output)
@@ -284,13 +396,33 @@ class _Recorder:
                     unit=producers.get(id(seen.input), key) if kind == "normalization" else key,
                     stage_end=False,
                     overwritten=seen.output._version != seen.version,
+                    weight_shape=_weight_shape(seen.module),
+                    receptive_field=seen.receptive_field,
                 )
             )
         calls = _mark_stage_ends(calls)
         calls, unused = _assign_tensors(self.model, calls)
         whole = None if self.output is None else _one_image(self.output)
         total = (self.flops.get_total_flops() - self.before) // 2
-        return Trace(tuple(calls), unused, summary, summary_error, whole, total)
+        outputs = {(seen.output.data_ptr(), seen.output.nbytes) for seen in self.seen}
+        return Trace(
+            calls=tuple(calls),
+            unused=unused,
+            summary=summary,
+            summary_error=summary_error,
+            output_shape=whole,
+            multiply_adds=total,
+            own_multiply_adds=tuple(seen.own_multiply_adds for seen in self.seen),
+            counted_by_torchinfo=self.counted_by_torchinfo,
+            activation_bytes=sum(size for _, size in outputs),
+            seconds=time.perf_counter() - self.clock,
+        )
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    """The shape of the weight that a module runs with, parametrized or not."""
+    weight = getattr(module, "weight", None)
+    return _one_image(weight) if isinstance(weight, Tensor) else None
 
 
 def _one_image(tensor: Tensor) -> tuple[int, ...]:

@@ -418,6 +418,8 @@ def _call(
         unit=rename(record.unit),
         stage_end=record.output.ndim == 4 and all(other.output.shape[2:] != record.output.shape[2:] for other in later),
         overwritten=False,
+        weight_shape=next((weights[name].shape for name in learned if weights[name].ndim > 1), None),
+        receptive_field=None,
     )
 
 

@@ -24,7 +24,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "preprocessing": ({"errors", "specs"}, {"torch", "PIL", "numpy"}),
     "images": ({"errors", "preprocessing"}, {"torch", "PIL", "numpy"}),
     "labels": ({"errors", "images"}, set()),
-    "tracing": ({"errors", "evidence"}, {"torch", "torchinfo"}),
+    "receptive_fields": ({"evidence"}, {"torch"}),
+    "memory": (set(), {"torch"}),
+    "tracing": ({"errors", "evidence", "receptive_fields"}, {"torch", "torchinfo"}),
     "targets": ({"errors", "evidence", "tracing"}, {"torch", "numpy"}),
     "hooks": ({"errors", "evidence", "tracing", "targets"}, {"torch", "numpy"}),
     "maps": ({"errors", "evidence", "functional", "tracing", "targets", "hooks"}, {"torch"}),
@@ -35,7 +37,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "auditing": (
         {
             "errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors", "checkpoint",
-            "preprocessing", "images",
+            "preprocessing", "images", "memory",
         },
         {"torch", "numpy"},
     ),

@@ -302,7 +302,7 @@ def test_targets(images: Tensor, targets: Any, expected: list[list[int]]) -> Non
         ({"layers": "nothing"}, LayerError, "matches none"),
         ({"display_count": -1}, InterpretError, "is negative"),
         ({"methods": ["cam?"]}, LayerError, "unknown method"),
-        ({"batch_size": 0}, InterpretError, "batch size 0 is not positive"),
+        ({"batch_size": 0}, InterpretError, "batch size 0 is neither"),
     ],
 )
 def test_what_does_not_fit_leaves_nothing(

@@ -9,7 +9,15 @@ import pytest
 
 import interpret
 from interpret.errors import EvidenceError
-from interpret.evidence import Evidence, EvidenceWriter, as_evidence, read_evidence, unique_labels
+from interpret.evidence import (
+    SCHEMA_VERSION,
+    Evidence,
+    EvidenceWriter,
+    ReceptiveField,
+    as_evidence,
+    read_evidence,
+    unique_labels,
+)
 from networks import digit_images, trained_digits
 
 DATA = Path(__file__).parent / "data"
@@ -18,12 +26,19 @@ FORMAT = (Path(interpret.__file__).parent / "FORMAT.md").read_text("utf-8")
 
 @pytest.fixture
 def bundle() -> Evidence:
-    return read_evidence(DATA / "bundle-1")
+    return read_evidence(DATA / f"bundle-{SCHEMA_VERSION}")
 
 
-def test_every_old_bundle_reads(bundle: Evidence) -> None:
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_every_old_bundle_reads(version: int) -> None:
+    bundle = read_evidence(DATA / f"bundle-{version}")
     bundle.verify()
-    assert bundle.manifest.schema_version == 1
+    assert bundle.manifest.schema_version == version
+    assert bundle.manifest.checkpoint["others"] == {}
+    assert bundle.manifest.inputs["skipped"] == []
+    field = ReceptiveField(size=(3, 3), stride=(1, 1), start=(-1, -1))
+    assert bundle.call["features.0"].receptive_field == (field if version > 1 else None)
+    assert bundle.call["features.0"].weight_shape == ((8, 1, 3, 3) if version > 1 else None)
     assert bundle.manifest.status == "complete"
     assert bundle.call["features.0"].kind == "convolution"
     assert "Conv2d" in bundle.summary
@@ -112,7 +127,7 @@ def test_changed_file_is_refused(bundle: Evidence, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "has bundle version 99, but this release reads up to 1; upgrade"),
+        ({"schema_version": 99}, "has bundle version 99, but this release reads up to 2; upgrade"),
         ({"schema_version": None}, "bundle version None"),
         ({"calls": None}, "lacks calls"),
     ],

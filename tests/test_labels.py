@@ -20,6 +20,15 @@ def test_labels_from_folders(tmp_path: Path) -> None:
         labels_from_folders(paths, tmp_path, ["great dane", "cat", "cat", "dog"])
 
 
+def test_folders_without_class_names_are_numbered_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written(tmp_path, "cat/1.png", "dog/2.png")
+    with caplog.at_level(logging.WARNING, "interpret"):
+        labels_from_folders(find_images(tmp_path), tmp_path, ["cat", "dog"])
+        assert not caplog.records
+        labels_from_folders(find_images(tmp_path), tmp_path)
+    assert "the 2 class folders are numbered from 0 in the order of their names; give class names" in caplog.text
+
+
 def test_folders_may_be_class_numbers(tmp_path: Path) -> None:
     written(tmp_path, "1/a.png", "10/a.png")
     paths = find_images(tmp_path)
@@ -65,6 +74,17 @@ def test_labels_from_csv(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
         ("file,label\na/1.png,2\nb/2.png,1\n猫.png,1\n", r"no row for 1 of 3 images: b/1\.png; did you mean '[ab]/"),
         ("file,label\na/1.png,x\nb/1.png,1\n猫.png,1\n", r"label of 'a/1\.png' in .*: 'x' is no class number; give"),
         ("file,label\n1.png,0\n猫.png,1\n", "no row for 2 of 3 images"),
+        ("a/1.png,2\nb/1.png,1\n", "must begin with the line 'file,label', not 'a/1.png,2'"),
+        ("file,label\na/1.png,2\n./a/1.png,3\n", r"gives 'a/1.png' two labels, '2' and in line 3 '3'; leave one out"),
+        ("file,label\na/1.png,2\na/1.png,\n", "two labels, '2' and in line 3 ''"),
+        (
+            "file,label\n/data/val/a/1.png,2\n/data/val/b/1.png,0\n",
+            r"no row for any of the 3 images; its column .* such as 'a/1\.png', not '/data/val/a/1\.png'",
+        ),
+        ("file,label\n", r"no row for any of the 3 images; .* such as 'a/1\.png'$"),
+        ("file,label\na/1.png,-1\nb/1.png,0\n猫.png,0\n", "'-1' is no class number"),
+        (f"file,label\na/1.png,{'9' * 5000}\nb/1.png,0\n猫.png,0\n", "is no class number"),
+        (f"file,label\na/1.png,{'x' * 200_000}\n", r"cannot be read as CSV: field larger .*\(after line 1\)"),
     ],
 )  # fmt: skip
 def test_labels_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None:
@@ -74,10 +94,29 @@ def test_labels_that_do_not_fit(tmp_path: Path, text: str, message: str) -> None
 
 def test_label_beyond_the_classes(tmp_path: Path) -> None:
     path = csv_file(tmp_path, "file,label\nx.png,2\n")
-    with pytest.raises(ImageError, match="'2' is none of the 2 classes"):
+    with pytest.raises(ImageError, match=r"'2' is none of the 2 classes \(0 to 1\)"):
         read_labels(path, ["x.png"], ["cat", "dog"])
-    with pytest.raises(ImageError, match="cannot be read as UTF-8 text"):
+    with pytest.raises(ImageError, match=r"none\.csv' cannot be read: No such file"):
         read_labels(tmp_path / "none.csv", ["x.png"])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+def test_tables_as_spreadsheets_save_them(tmp_path: Path, separator: str, encoding: str, ending: str) -> None:
+    lines = (("File", " label "), ("a/1.png", "2.0"), ("a/1.png", "2.0"), ("b/1.png", ""), ("猫.png", "0"))
+    text = ending.join(separator.join(line) for line in lines)
+    (tmp_path / "labels.csv").write_bytes(text.encode(encoding))
+    assert read_labels(tmp_path / "labels.csv", NAMES) == (2, None, 0)
+
+
+def test_text_in_other_encodings_says_where(tmp_path: Path) -> None:
+    for name in ("labels.csv", "classes.txt"):
+        (tmp_path / name).write_bytes("file,label\ncafé.png,0\n".encode("latin-1"))
+    with pytest.raises(ImageError, match=r"labels\.csv' cannot be read as UTF-8 text: .* in line 2; save it as UTF-8"):
+        read_labels(tmp_path / "labels.csv", ["x.png"])
+    with pytest.raises(ImageError, match=r"classes\.txt' cannot be read as UTF-8 text"):
+        read_class_names(tmp_path / "classes.txt")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +147,7 @@ def test_class_names(tmp_path: Path, text: str) -> None:
         ('{"cat": 1, "dog": 1}', "must be numbered"),
         ('{"cat": 0, "dog": 0}', "must be numbered"),
         ('["cat"', "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
     ],
 )
 def test_class_names_that_cannot_be(tmp_path: Path, text: str, message: str) -> None:

@@ -50,7 +50,7 @@ def test_equal_to_torchvision_to_the_bit(
 
 
 def test_a_line_of_pixels_is_not_blown_up() -> None:
-    with pytest.raises(ImageError, match="a picture of 1 x 5000 pixels is too narrow to resize to 256"):
+    with pytest.raises(ImageError, match="a picture has 1 x 5000 pixels, too narrow to resize to 256; take it out"):
         Preprocessing()(Image.new("RGB", (1, 5000)))
 
 
@@ -172,6 +172,8 @@ def test_a_callable_of_the_users_own(tmp_path: Path) -> None:
         ({"mean": (127.0, 127.0, 127.0)}, "divide yours by 255"),
         ({"resize": 0}, "resize must be at least 1 pixel, not 0"),
         ({"crop": -1}, "crop must be at least 1 pixel, not -1"),
+        ({"crop": 10_001}, "crop 10001 makes pictures of more than 100,000,000 pixels"),
+        ({"resize": 10**6}, "resize 1000000 makes pictures of more than"),
         ({"interpolation": "bicubik"}, "unknown interpolation 'bicubik'; did you mean 'bicubic'"),
     ],
 )

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,11 +18,24 @@ from interpret.functional.similarity import gram, gram_change, mean_change
 
 FEATURES = 4096
 GRIDS = (7, 4, 2, 1)
+IN_MEMORY = 1 << 26
 TWO_SUMS = 28 * 28  # positions from which two sums beat torch's pooling, up to three times
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where the features of some images lie in the file."""
+
+    offset: int
+    count: int
+    width: int
 
 
 class Gram(Collector):
     """Keeps the pooled features of every call until the end, then their centred Gram matrix.
+
+    The features lie in a temporary file as soon as they are many: a matrix needs those of all images at once, but of
+    one call at a time.
 
     A matrix of N x N is a sufficient statistic for every rotation-invariant similarity, so comparing needs neither
     model nor images. Pooling depends on the shape alone, or two runs would not be comparable.
@@ -27,9 +45,11 @@ class Gram(Collector):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.features: list[list[Tensor]] = [[] for _ in setting.trace.calls]
-        self.repeated: list[list[Tensor]] = [[] for _ in setting.trace.calls]
-        self._last: Tensor | None = None
+        self.features: list[list[_Rows]] = [[] for _ in setting.trace.calls]
+        self.repeated: list[list[_Rows]] = [[] for _ in setting.trace.calls]
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)  # also where the audit fails
+        self._last: _Rows | None = None
 
     def observe(self, seen: Observation) -> None:
         """Pool one chunk."""
@@ -39,10 +59,21 @@ class Gram(Collector):
         """Pool one repeated image."""
         self.repeated[seen.call.position].append(self._pooled(seen))
 
-    def _pooled(self, seen: Observation) -> Tensor:
+    def _pooled(self, seen: Observation) -> _Rows:
         if not seen.same_output or self._last is None:
-            self._last = pool(seen.output, seen.call)
+            features = pool(seen.output, seen.call).numpy()
+            self._last = _Rows(self._file.tell(), *features.shape)
+            self._file.write(features.data)
         return self._last
+
+    def _read(self, parts: Sequence[_Rows]) -> Array:
+        """Features (n, p) in float64."""
+        rows = []
+        for part in parts:
+            self._file.seek(part.offset)
+            values = np.frombuffer(self._file.read(4 * part.count * part.width), np.float32)
+            rows.append(values.reshape(part.count, part.width))
+        return np.concatenate(rows).astype(np.float64) if rows else np.empty((0, 0))
 
     def record(self) -> Record:
         """``gram``, ``gram_scale``, ``pooling`` and the noise floor."""
@@ -53,15 +84,14 @@ class Gram(Collector):
         scale = np.full(len(calls), np.nan)
         noise = np.full((2, len(calls)), np.nan)
         for position in range(len(calls)):
-            features = _joined(self.features[position])
-            self.features[position] = []
+            features = self._read(self.features[position])
             if len(features) != count or not np.isfinite(features).all():
                 continue
             matrix = gram(features)
             scale[position] = np.abs(matrix).max()
             if scale[position] > 0:
                 packed[position] = (matrix / scale[position])[upper]
-            repeated = _joined(self.repeated[position])
+            repeated = self._read(self.repeated[position])
             if repeated.shape[1:] == features.shape[1:] and np.isfinite(repeated).all():
                 noise[:, position] = _noise(features[: len(repeated)], repeated)
         pooling = np.array([grid(call) or 0 for call in calls], np.int16)
@@ -113,10 +143,6 @@ def _averaged(features: Tensor, side: int) -> Tensor:
     rows = features.reshape(count * channels, side, height // side, width).sum(2)
     sums = rows.reshape(count, channels, side, side, width // side).sum(4)
     return sums / (height * width / side**2)
-
-
-def _joined(parts: list[Tensor]) -> Array:
-    return torch.cat(parts).double().numpy() if parts else np.empty((0, 0))
 
 
 def _noise(features: Array, repeated: Array) -> tuple[float, float]:
