@@ -120,6 +120,14 @@ def _sizes(_: click.Context, parameter: click.Parameter, value: str) -> tuple[in
     return tuple(map(int, sizes))
 
 
+def _batch_size(_: click.Context, __: click.Parameter, value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    if not str(value).isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a positive number nor auto")
+    return int(value)
+
+
 def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     if value is None:
         return None
@@ -182,6 +190,11 @@ model_options = _together(
         help="Argument of the model's builder; repeatable.",
     ),
     click.option("--branch", help="Which weights to take from a file with several, such as model_ema."),
+    click.option(
+        "--forward",
+        metavar="SPEC",
+        help="Function (model, images) -> output, for models that take more than a batch of images.",
+    ),
 )
 
 image_options = _together(
@@ -209,7 +222,14 @@ audit_options = _together(
     click.option("--methods", metavar="LIST", callback=_names, help="Class activation map methods, or none."),
     click.option("--probe-count", default=64, show_default=True, type=click.IntRange(1), help="Images to run."),
     click.option("--display-count", default=4, show_default=True, type=click.IntRange(0), help="Images with maps."),
-    click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1)),
+    click.option(
+        "--batch-size",
+        default="16",
+        show_default=True,
+        metavar="N|auto",
+        callback=_batch_size,
+        help="Images per forward; auto takes what a quarter of the free memory holds.",
+    ),
     click.option("--device", help="cpu, cuda, cuda:1, mps.  [default: cpu]"),
     click.option("--seed", default=0, show_default=True, type=int),
 )
@@ -497,11 +517,22 @@ def show(run: str, tracking_uri: str | None, as_json: bool) -> int:
     epilog=_examples(
         "interpret layers best.pt --model torchvision:resnet50",
         "interpret layers best.pt --model nets.py:build --model-arg width=64 --input-shape 1,28,28",
+        "interpret layers vit.pt --model torchvision:vit_b_16 --kind convolution --kind linear --summary",
     )
 )
 @click.argument("checkpoint")
 @model_options
 @click.option("--input-shape", default="3,224,224", show_default=True, callback=_sizes, help="C,H,W of one image.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    help="Only convolution, linear, normalization, activation, pooling, attention, container or other; or downsample: "
+    "calls whose output is spatially smaller than their input. Repeatable.",
+)
+@click.option("--layers", "patterns", multiple=True, metavar="GLOB", help="Only these calls; repeatable.")
+@click.option("--summary", is_flag=True, help="Print torchinfo's own table too.")
 @tracking_uri_option
 @json_option
 @common_options
@@ -510,32 +541,91 @@ def layers(
     model: str | None,
     model_arguments: Mapping[str, str],
     branch: str | None,
+    forward: str | None,
     input_shape: tuple[int, ...],
+    kinds: tuple[str, ...],
+    patterns: tuple[str, ...],
+    summary: bool,
     tracking_uri: str | None,
     as_json: bool,
 ) -> None:
-    """List every call of a model, and their number by type."""
-    from interpret import sources
+    """List every call of a model: shapes, receptive fields, parameters, multiply-adds; and their number by type.
 
-    calls = sources.calls_of(checkpoint, model, model_arguments, branch, input_shape, tracking_uri=tracking_uri)
-    table: dict[str, list[Any]] = {
-        "key": [call.key for call in calls],
-        "type": [call.type for call in calls],
-        "kind": [call.kind for call in calls],
-        "input_shape": [_shape(call.input_shape) for call in calls],
-        "output_shape": [_shape(call.output_shape) for call in calls],
-        "parameters": [call.parameters for call in calls],
-        "multiply_adds": [call.multiply_adds for call in calls],
+    A call is one execution of a module, at any depth. The field is the part of the image that a position of the output
+    depends on, and its step from position to position, in pixels.
+    """
+    from interpret import sources, tracing
+    from interpret.evidence import KINDS
+
+    known = (*KINDS, "downsample")
+    for kind in kinds:
+        if kind not in known:
+            hint = did_you_mean(kind, known) or f"; there are {', '.join(known)}"
+            raise click.BadParameter(f"there is no kind {kind!r}{hint}", param_hint="--kind")
+    trace = sources.trace_checkpoint(
+        checkpoint, model, model_arguments, branch, input_shape, forward=forward, tracking_uri=tracking_uri
+    )
+    chosen = tracing.select(trace.calls, list(patterns) or None)
+    calls = [call for call in chosen if not kinds or call.kind in kinds or (call.downsamples and "downsample" in kinds)]
+    totals: dict[str, Any] = {
+        "calls": len(calls),
+        "parameters": sum(call.parameters for call in calls),
+        "multiply_adds": trace.multiply_adds,
+        "kinds": dict(Counter(call.kind for call in calls).most_common()),
+        "types": dict(Counter(call.type for call in calls).most_common()),
+        "downsample": sum(call.downsamples for call in calls),
+        "unused": list(trace.unused),
     }
-    counts = dict(Counter(call.type for call in calls).most_common())
-    parameters = sum(call.parameters for call in calls)
+    differences = list(trace.torchinfo_differences)
     if as_json:
-        totals = {"calls": len(calls), "parameters": parameters, "types": counts}
-        click.echo(json.dumps({"layers": _rows(table), "totals": totals}, indent=2))
+        rows = [
+            {
+                **dataclasses.asdict(call),
+                "downsamples": call.downsamples,
+                "own_multiply_adds": trace.own_multiply_adds[call.position],
+            }
+            for call in calls
+        ]
+        torchinfo = {
+            "multiply_adds": sum(trace.counted_by_torchinfo.values()),
+            "differences": differences,
+            "summary": trace.summary,
+            "error": trace.summary_error,
+        }
+        click.echo(json.dumps({"layers": rows, "totals": totals, "torchinfo": torchinfo}, indent=2))
         return
-    _print_table(table)
-    click.echo(f"{len(calls)} calls, {parameters:,} parameters")
-    click.echo(", ".join(f"{count} {name}" for name, count in counts.items()))
+    fields = [call.receptive_field for call in calls]
+    _print_table(
+        {
+            "key": [call.key or "(the model)" for call in calls],
+            "type": [call.type for call in calls],
+            "kind": [call.kind for call in calls],
+            "weight": [_by(call.weight_shape) for call in calls],
+            "input": [_shape(call.input_shape) for call in calls],
+            "output": [_shape(call.output_shape) for call in calls],
+            "field": [_by(None if field is None else field.size) for field in fields],
+            "step": [
+                _by(None if field is None or call.layout == "NC" else field.stride)
+                for call, field in zip(calls, fields, strict=True)
+            ],
+            "parameters": [call.parameters for call in calls],
+            "multiply_adds": [call.multiply_adds for call in calls],
+        }
+    )
+    click.echo(
+        f"{len(calls)} calls, {totals['parameters']:,} parameters, "
+        f"{tracing.count_in_words(trace.multiply_adds)} multiply-adds in the whole model"
+    )
+    click.echo(", ".join(f"{count} {name}" for name, count in totals["types"].items()))
+    click.echo(f"{totals['downsample']} downsample: {_listed([call.key for call in calls if call.downsamples])}")
+    if trace.unused:
+        click.echo(f"{len(trace.unused)} tensors of the state belong to no call: {_listed(trace.unused)}")
+    if differences:
+        total = tracing.count_in_words(sum(trace.counted_by_torchinfo.values()))
+        click.echo(f"torchinfo counts {total} multiply-adds:")
+        click.echo("\n".join(f"  {sentence}" for sentence in differences))
+    if summary:
+        click.echo(f"\n{trace.summary or trace.summary_error}")
 
 
 @commands.command(epilog=_examples("interpret demo -o demo-report"))
@@ -596,10 +686,23 @@ class _Progress:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._tasks: dict[str, TaskID] = {}
         self._seen: set[str] = set()
@@ -736,6 +839,14 @@ def _failures(evidence: Evidence) -> int:
 
 def _rows(table: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+
+
+def _by(sizes: Sequence[float] | None) -> str | None:
+    return None if sizes is None else "x".join(f"{size:g}" for size in sizes)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else "none"
 
 
 def _shape(shape: Sequence[int] | None) -> str | None:

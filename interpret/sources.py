@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interpret.errors import CheckpointError, ImageError, LayerError, did_you_mean
-from interpret.evidence import ARRAY_FILES, Call, Evidence, read_evidence, unique_labels
+from interpret.evidence import ARRAY_FILES, Evidence, read_evidence, unique_labels
 from interpret.publishing import Progress, checkpoint_name
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from interpret.architectures import PublishedWeights
     from interpret.checkpoint import Checkpoint
     from interpret.preprocessing import Preprocessing
+    from interpret.tracing import Forward, Trace
 
 
 def audit_checkpoint(
@@ -53,7 +54,8 @@ def audit_checkpoint(
     methods: Sequence[str] | None = None,
     probe_count: int = 64,
     display_count: int = 4,
-    batch_size: int = 16,
+    batch_size: int | str = 16,
+    forward: str | None = None,
     device: str | None = None,
     seed: int = 0,
     tracking_uri: str | None = None,
@@ -88,7 +90,8 @@ def audit_checkpoint(
         methods: class activation map methods; None for the default ones.
         probe_count: at most so many images, evenly spaced.
         display_count: images with pictures and maps.
-        batch_size: images per forward.
+        batch_size: images per forward, or "auto".
+        forward: spec of a function ``(model, images) -> output``, where that is not ``model(images)``.
         device: where to run.
         seed: of everything random.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
@@ -108,9 +111,11 @@ def audit_checkpoint(
         notify("checkpoint", 0, 1)
         network, loaded, weights = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
         notify("checkpoint", 1, 1)
+        run_by = _forward(forward)
         framing = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": interpolation}
         preprocessing = _preprocessing(preprocess, framing, weights)
-        names = weights.class_names if weights is not None else None
+        implied = weights is not None and model in (None, weights.spec)  # another model may have other classes
+        names = weights.class_names if weights is not None and implied else None
         if class_names is not None:
             names = read_class_names(class_names)
         paths = find_images(images)
@@ -136,6 +141,7 @@ def audit_checkpoint(
             checkpoint=loaded,
             display_count=display_count,
             batch_size=batch_size,
+            forward=run_by,
             device=device,
             seed=seed,
             command=command,
@@ -186,16 +192,17 @@ def _remove_bundle(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def calls_of(
+def trace_checkpoint(
     checkpoint: str,
     model: str | None,
     model_arguments: Mapping[str, object] | None = None,
     branch: str | None = None,
     input_shape: Sequence[int] = (3, 224, 224),
     *,
+    forward: str | None = None,
     tracking_uri: str | None = None,
-) -> tuple[Call, ...]:
-    """Every call of a checkpoint's model, found by one forward of a random image.
+) -> Trace:
+    """What one forward of a random image tells of a checkpoint's model: every call, torchinfo's table.
 
     Args:
         checkpoint: as :func:`audit_checkpoint` takes it, like the three that follow.
@@ -203,6 +210,7 @@ def calls_of(
         model_arguments: of its builder.
         branch: which weights to take from a file that holds several.
         input_shape: (C, H, W) of the image.
+        forward: spec of a function ``(model, images) -> output``, where that is not ``model(images)``.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
 
     Raises:
@@ -210,12 +218,14 @@ def calls_of(
     """
     import torch
 
-    from interpret import hooks
+    from interpret import hooks, tracing
 
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
         network, _, _ = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
         image = torch.rand((1, *input_shape), generator=torch.Generator().manual_seed(0))
-        return hooks.layers(network, image)
+        network = tracing.unwrap(network)
+        with hooks.undisturbed(network):
+            return tracing.trace(network, image, _forward(forward))
 
 
 def fetch_runs(
@@ -277,6 +287,19 @@ def _load(
         checkpoint = read_checkpoint(uri, branch=branch)
     network = build_model(model, arguments)
     return network, load_state(network, checkpoint), weights
+
+
+def _forward(spec: str | None) -> Forward | None:
+    """The user's own function that runs the model."""
+    from interpret.specs import imported
+
+    if spec is None:
+        return None
+    with imported(spec, CheckpointError) as target:
+        if not callable(target):
+            raise CheckpointError(f"{spec!r} is a {type(target).__name__}; name a function (model, images) -> output")
+        run_by: Forward = target
+        return run_by
 
 
 def _preprocessing(spec: str | None, framing: Mapping[str, Any], weights: PublishedWeights | None) -> Preprocessing:

@@ -73,10 +73,41 @@ class Trace:
     seconds: float
 
     @property
+    def torchinfo_differences(self) -> tuple[str, ...]:
+        """Where torchinfo counts other multiply-adds, and why: a sentence for each type that matters (1 % of all)."""
+        own: Counter[str] = Counter()
+        for call, count in zip(self.calls, self.own_multiply_adds, strict=True):
+            own[call.type] += count
+        linear = {call.type for call in self.calls if call.kind == "linear"}
+        sentences = []
+        for kind in sorted(own, key=lambda name: -abs(own[name] - self.counted_by_torchinfo.get(name, 0))):
+            ours, theirs = own[kind], self.counted_by_torchinfo.get(kind, 0)
+            if self.summary and abs(ours - theirs) > 0.01 * self.multiply_adds:
+                why = "it does not see products that no module of its own makes"
+                if kind in linear:
+                    why = "it counts a linear layer once for each image, however many tokens or positions pass"
+                elif theirs > ours:
+                    why = "it counts additions of biases too"
+                sentences.append(f"{kind}: {count_in_words(ours)} here, {count_in_words(theirs)} in torchinfo: {why}")
+        return tuple(sentences)
+
+    @property
     def architecture_digest(self) -> str:
         """sha256 over kind, type, shapes and number of parameters of every call; names do not enter."""
         rows = [(call.kind, call.type, call.output_shape, call.parameters) for call in self.calls]
         return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def count_in_words(count: int) -> str:
+    """A number of operations for people.
+
+    >>> count_in_words(17_563_828_224), count_in_words(57_400_000), count_in_words(363)
+    ('17.56 G', '57.40 M', '363')
+    """
+    for size, unit in ((1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:,}"
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -60,7 +60,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
     "sources": (
         {"errors", "evidence", "architectures", "checkpoint", "loading", "preprocessing", "images", "labels", "hooks"}
-        | {"maps", "auditing", "tracking", "publishing"},
+        | {"specs", "tracing", "maps", "auditing", "tracking", "publishing"},
         {"torch", "numpy"},
     ),
     "publishing": (
@@ -74,7 +74,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {"errors", "evidence", "sources", "publishing", "auditing", "tracking", "comparison", "findings", "reporting"}
-        | {"demonstration", "functional", "images", "checkpoint"},
+        | {"demonstration", "functional", "images", "checkpoint", "tracing"},
         {"click", "rich"},
     ),
 }  # fmt: skip

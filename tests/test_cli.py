@@ -173,6 +173,8 @@ def test_an_interrupt_leaves_nothing_half_written(
         (["--mean", "a,b"], "'a,b' is not a list of numbers"),
         (["--model-arg", "width"], "'width' is not of the form NAME=VALUE"),
         (["--probe-count", "0"], "0 is not in the range"),
+        (["--batch-size", "0"], "'0' is neither a positive number nor auto"),
+        (["--batch-size", "all"], "'all' is neither a positive number nor auto"),
     ],
 )
 def test_bad_options_are_explained(
@@ -432,13 +434,81 @@ def test_layers(capsys: pytest.CaptureFixture[str], inputs: Path) -> None:
     arguments = ["layers", inputs / "old.pt", "--model", f"{inputs / 'net.py'}:build", "--input-shape", "3,16,16"]
     assert run(*arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["0", "Conv2d", "convolution", "3x16x16", "4x16x16", "112", "27,648"]
-    assert lines[-2] == "9 calls, 363 parameters"
-    assert lines[-1].startswith("2 Conv2d, 2 ReLU")
+    assert lines[1].split() == (
+        ["0", "Conv2d", "convolution", "4x3x3x3", "3x16x16", "4x16x16", "3x3", "1x1", "112", "27,648"]
+    )
+    biases = 4 * 16 * 16 + 6 * 8 * 8  # torchinfo's
+    assert lines[-5] == "9 calls, 363 parameters, 41,490 multiply-adds in the whole model"
+    assert lines[-4].startswith("2 Conv2d, 2 ReLU")
+    assert lines[-3] == "2 downsample: 3, 6"
+    assert lines[-1].startswith(
+        f"  Conv2d: 41,472 here, {41_472 + biases:,} in torchinfo: it counts additions of biases"
+    )
     assert run(*arguments, "--json") == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["layers"][0]["output_shape"] == "4x16x16"
+    assert listed["layers"][0]["output_shape"] == [1, 4, 16, 16]
+    assert listed["layers"][4]["receptive_field"] == {"size": [8, 8], "stride": [2, 2], "start": [-3, -3]}
     assert listed["totals"]["types"]["ReLU"] == 2
+    assert listed["torchinfo"]["multiply_adds"] == 41_490 + biases + 8 + 3, "and BatchNorm's and the head's"
+    assert "Total params: 363" in listed["torchinfo"]["summary"]
+
+
+def test_layers_are_chosen_by_kind_and_name(capsys: pytest.CaptureFixture[str], inputs: Path) -> None:
+    arguments = ["layers", inputs / "old.pt", "--model", f"{inputs / 'net.py'}:build", "--input-shape", "3,16,16"]
+    assert run(*arguments, "--kind", "linear", "--kind", "downsample") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:4]] == ["3", "6", "8"]
+    assert run(*arguments, "--layers", "[04]", "--kind", "convolution", "--summary") == 0
+    out = capsys.readouterr().out
+    assert "2 calls, 334 parameters" in out
+    assert "Layer (type:depth-idx)" in out, "torchinfo's own table"
+    assert run(*arguments, "--kind", "conv") == 2
+    assert "there is no kind 'conv'" in capsys.readouterr().err
+
+
+TWO_INPUTS = """
+import torch
+from torch import nn
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Conv2d(3, 4, 3)
+        self.age = nn.Linear(1, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, image, *, age):
+        return {"logits": self.head(self.image(image).mean((2, 3)) + self.age(age))}
+
+def run(model, images):
+    return model(images, age=torch.ones(len(images), 1))
+
+constant = 3
+"""
+
+
+def test_a_function_runs_a_model_of_several_inputs(
+    capsys: pytest.CaptureFixture[str], inputs: Path, options: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "pair.py"
+    file.write_text(TWO_INPUTS)
+    space: dict[str, Any] = {}
+    exec(TWO_INPUTS, space)
+    torch.save(space["Pair"]().state_dict(), tmp_path / "pair.pt")
+    own = ["--model", f"{file}:Pair", *options[2:], "--no-mlflow", "--out", tmp_path / "evidence"]
+    assert run("audit", tmp_path / "pair.pt", *own) == 2
+    assert "failed on images of shape (1, 3, 16, 16)" in capsys.readouterr().err
+    assert run("audit", tmp_path / "pair.pt", *own, "--forward", f"{file}:constant") == 2
+    assert "name a function (model, images) -> output" in capsys.readouterr().err
+    assert run("audit", tmp_path / "pair.pt", *own, "--forward", f"{file}:run", "--batch-size", "auto") == 0
+    evidence = read_evidence(tmp_path / "evidence")
+    assert evidence.manifest.settings["forward"] == "run"
+    assert evidence.manifest.settings["batch_size"] == 16
+    assert set(evidence.manifest.collectors["maps"].values()) == {"ok", ""}
+    assert {call.key for call in evidence.calls} == {"image", "age", "head"}
+    assert "Pair" in evidence.summary
+    shape = ["--input-shape", "3,16,16"]
+    assert run("layers", tmp_path / "pair.pt", *own[:2], *shape, "--forward", f"{file}:run") == 0
+    assert "3 calls" in capsys.readouterr().out
 
 
 def test_a_terminal_gets_bars_and_a_wrapped_table(

@@ -115,6 +115,20 @@ def test_multiply_adds_of_token_models_count_every_token() -> None:
     published = torchvision.models.ViT_B_16_Weights.IMAGENET1K_V1.meta["_ops"]
     assert trace.multiply_adds / 1e9 == pytest.approx(published, abs=1e-3)
     assert next(call for call in trace.calls if call.type == "MultiheadAttention").kind == "attention"
+    assert sum(trace.own_multiply_adds) == trace.multiply_adds
+    linear, attention = trace.torchinfo_differences
+    assert linear.startswith("Linear: 11.16 G here, 57.44 M in torchinfo: it counts a linear layer once")
+    assert attention.startswith("MultiheadAttention: 6.29 G here, 0 in torchinfo: it does not see")
+
+
+def test_torchinfo_agrees_on_convolutions() -> None:
+    net = torchvision.models.resnet18()
+    with hooks.undisturbed(net):
+        trace = tracing.trace(net, torch.rand(1, 3, 64, 64))
+    assert trace.torchinfo_differences == ()
+    assert trace.counted_by_torchinfo["Conv2d"] == sum(
+        own for call, own in zip(trace.calls, trace.own_multiply_adds, strict=True) if call.type == "Conv2d"
+    )
 
 
 def test_channel_last_tokens() -> None:

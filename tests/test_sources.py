@@ -87,7 +87,7 @@ def test_published_weights_imply_model_preprocessing_and_class_names(photos: Pat
 
 @pytest.mark.usefixtures("published")
 def test_the_calls_of_published_weights() -> None:
-    calls = sources.calls_of(WEIGHTS, None, input_shape=(3, 64, 64))
+    calls = sources.trace_checkpoint(WEIGHTS, None, input_shape=(3, 64, 64)).calls
     assert calls[0].key == "features.0"
     assert calls[0].output_shape == (1, 64, 31, 31)
 
