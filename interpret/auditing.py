@@ -76,6 +76,7 @@ def audit(
     forward: Forward | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    skip_broken: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evidence:
@@ -104,6 +105,7 @@ def audit(
             inputs, keywords, a list.
         device: where to run; None for where the model is.
         seed: of everything random.
+        skip_broken: of paths, leave out images that cannot be decoded, and say which.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
 
@@ -119,9 +121,9 @@ def audit(
     model = unwrap(model)
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InterpretError(f"batch size {batch_size!r} is neither a positive number nor 'auto'")
-    probe = _probe(images, names, labels, display_images, preprocessing, display_count, report)
+    probe = _probe(images, names, labels, display_images, preprocessing, display_count, skip_broken, report)
     if device is not None:
-        model.to(device)
+        _move(model, device)
     reference = next((tensor for tensor in model.parameters() if tensor.is_floating_point()), torch.zeros(()))
     clock.stop("images")
     with EvidenceWriter(None if out is None else Path(out)) as writer:
@@ -130,6 +132,7 @@ def audit(
             runner = _Runner(model, probe.images, reference, forward)
             traced = trace(model, runner.chunk(0, 1), forward)
             clock.stop("trace")
+            _refuse_other_classes(traced, probe, class_names)
             setting = _setting(model, checkpoint, traced, probe, methods, layers)
             size = _chosen_batch_size(traced, reference.device) if isinstance(batch_size, str) else batch_size
             _announce(setting, size, reference.device)
@@ -161,6 +164,33 @@ def audit(
     return evidence
 
 
+def _move(model: nn.Module, device: str | torch.device) -> None:
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InterpretError(
+            f"device {str(device)!r} cannot be used ({reason}); choose cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
+def _refuse_other_classes(traced: Trace, probe: ProbeImages, class_names: Sequence[str] | None) -> None:
+    """Refuse names and labels of other classes than the model's before the long work."""
+    if traced.output_shape is None or len(traced.output_shape) != 2 or traced.output_shape[1] == 1:
+        return  # no logits, or one for two classes
+    classes = traced.output_shape[1]
+    if class_names is not None and len(class_names) != classes:
+        raise LayerError(
+            f"{len(class_names)} class names were given, but the model has {classes} classes; "
+            "give the names of its own classes, in its order"
+        )
+    for name, label in zip(probe.names, probe.labels or (), strict=False):
+        if label is not None and not 0 <= label < classes:
+            raise LayerError(
+                f"label {label} of {name!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
+            )
+
+
 class _Clock:
     """Seconds per stage, for the journal."""
 
@@ -189,6 +219,7 @@ def _probe(
     display_images: Any,
     preprocessing: Preprocessing | Mapping[str, Any] | None,
     display_count: int,
+    skip_broken: bool,
     report: Progress,
 ) -> ProbeImages:
     if display_count < 0:
@@ -220,6 +251,7 @@ def _probe(
         limit=len(paths),
         display_count=display_count,
         root=root,
+        skip_broken=skip_broken,
         progress=lambda done, total: report("images", done, total),
     )
 

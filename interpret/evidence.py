@@ -399,12 +399,15 @@ def read_evidence(folder: str | Path) -> Evidence:
         version = content["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise EvidenceError(f"{found / 'manifest.json'} cannot be read as a manifest: {error}") from error
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if not isinstance(version, int) or not 0 < version <= SCHEMA_VERSION:
         raise EvidenceError(
             f"{found} has bundle version {version}, but this release reads up to {SCHEMA_VERSION}; "
             "upgrade mlflow-interpret"
         )
-    return Evidence(found, _manifest(_upgraded(content), found))
+    try:
+        return Evidence(found, _manifest(_upgraded(content), found))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise EvidenceError(f"{found / 'manifest.json'} is damaged ({error}); run the audit again") from error
 
 
 def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
@@ -423,6 +426,9 @@ def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
     missing = sorted(names - set(content))
     if missing:
         raise EvidenceError(f"{folder / 'manifest.json'} lacks {', '.join(missing)}; the bundle is damaged")
+    for item in dataclasses.fields(Manifest):
+        if str(item.type).startswith("Mapping") and not isinstance(content[item.name], dict):
+            raise EvidenceError(f"{item.name} in {folder / 'manifest.json'} is no object; the bundle is damaged")
     calls = tuple(_call(entry) for entry in content["calls"])
     known = {key: value for key, value in content.items() if key in names}
     return Manifest(**{**known, "calls": calls, "unused": tuple(content["unused"])})
@@ -441,6 +447,8 @@ def _call(entry: Mapping[str, Any]) -> Call:
 def _known(kind: type, entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The fields of a data type in a JSON object; others, of later releases, are passed over."""
     names = [item.name for item in dataclasses.fields(kind) if item.name != "index"]
+    if not isinstance(entry, dict):
+        raise EvidenceError(f"{where} is no object; the bundle is damaged")
     missing = [name for name in names if name not in entry]
     if missing:
         raise EvidenceError(f"{where} lacks {', '.join(missing)}; the bundle is damaged")

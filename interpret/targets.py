@@ -63,7 +63,10 @@ def target_scores(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
     elif isinstance(targets, str):
         raise LayerError(f"unknown target {targets!r}; give 'predicted', 'label', a class index or an array of them")
     else:
-        given = torch.as_tensor(np.asarray(targets))
+        array = np.asarray(targets)
+        if array.dtype == object:  # an integer beyond 64 bits, or no number at all
+            raise LayerError(f"targets {targets!r} are no class indices; give integers")
+        given = torch.as_tensor(array)
         if given.is_floating_point() or given.is_complex():
             raise LayerError(f"targets of type {given.dtype} are no class indices; give integers")
         indices = given.to(torch.int64)
