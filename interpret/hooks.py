@@ -166,8 +166,9 @@ def backward(score: Tensor, leaves: Sequence[Tensor], again: bool = False) -> No
     try:
         torch.autograd.grad(score, leaves, retain_graph=again, allow_unused=True)
     except RuntimeError as error:
+        reason = str(error).partition(" Hint:")[0].rstrip(".")
         raise LayerError(
-            f"the backward pass failed: {error}; where the model checkpoints its gradients, switch that off"
+            f"the backward pass failed: {reason}; where the model checkpoints its gradients, switch that off"
         ) from error
 
 
