@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def read_image(path: str | Path) -> Image.Image:
         PictureError: the file is missing, broken, too large, or of a kind that is not read here.
     """
     picture = repr(str(path))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _whole_files_only():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
         try:
             with Image.open(path, formats=FORMATS) as file:
@@ -145,6 +145,17 @@ def read_image(path: str | Path) -> Image.Image:
         except Exception as error:  # decoders fail in many ways on broken files
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise PictureError(picture, f"is broken ({reason})", "replace it or take it out") from error
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Pillow refuses truncated files, whatever another package told it (WeasyPrint has them filled with grey)."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def load_images(

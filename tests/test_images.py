@@ -180,13 +180,16 @@ def test_the_first_frame_of_several(tmp_path: Path) -> None:
     assert np.abs(np.asarray(read_image(tmp_path / "x.jpg"), int) - [255, 0, 0]).max() <= 2
 
 
+@pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "bmp", "gif", "ppm"])
-def test_truncated_files_are_named(tmp_path: Path, suffix: str) -> None:
+def test_truncated_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, lenient: bool) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)  # WeasyPrint sets it for the whole process
     path = tmp_path / f"断.{suffix}"
     noise(64, 64).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=rf"断\.{suffix}' is (broken|no image)"):
         read_image(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES == lenient
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"])

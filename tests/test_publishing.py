@@ -219,7 +219,7 @@ def test_evidence_is_logged_once(evidence: Evidence, client: MlflowClient, place
     run = client.get_run(run_id)
     assert run.info.run_name == "TinyNet"
     expected = {
-        "interpret.schema_version": "1",
+        "interpret.schema_version": str(evidence.manifest.schema_version),
         "interpret.status": "complete",
         "interpret.state_sha256": evidence.manifest.checkpoint["state_sha256"],
         "interpret.checkpoint_uri": "TinyNet.safetensors",
