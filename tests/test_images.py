@@ -189,7 +189,7 @@ def test_truncated_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=rf"断\.{suffix}' is (broken|no image)"):
         read_image(path)
-    assert ImageFile.LOAD_TRUNCATED_IMAGES == lenient
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"])
