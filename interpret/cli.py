@@ -293,7 +293,7 @@ def _examples(*lines: str) -> str:
 @click.pass_context
 def commands(context: click.Context) -> None:
     """Open a trained vision network layer by layer, log it to MLflow, and report what changed between runs."""
-    logging.basicConfig(format="%(message)s", level=logging.ERROR)  # of other packages
+    logging.getLogger().setLevel(logging.ERROR)  # of other packages
     logger, handler = logging.getLogger("interpret"), logging.StreamHandler()
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -242,7 +242,7 @@ def load_images(
     for name, reason in skipped[:NAMED_SKIPS]:
         logger.warning("skipped %r: it %s", name, reason)
     if skipped:
-        logger.warning("skipped %d broken images in all; %d are used", len(skipped), len(used))
+        logger.warning("%d of %d images are broken and left out; %d are used", len(skipped), len(paths), len(used))
     return _probe(
         names=[names[index] for index in used],
         images=images[: len(used)],

@@ -308,6 +308,7 @@ def bundle(
                 "stripped_prefixes": [],
                 "dtypes": sorted({str(array.dtype) for array in weights.values()}),
                 "unexpected": [],
+                "others": {},
             },
             "model": {
                 "name": name,
@@ -331,6 +332,7 @@ def bundle(
                     "crop": 16,
                 },
                 "labels": list(labels) if labels is not None else None,
+                "skipped": [],
             },
             "calls": calls,
             "unused": [],
@@ -341,6 +343,7 @@ def bundle(
                 "targets": "predicted",
                 "display_count": displayed,
                 "batch_size": 16,
+                "forward": None,
                 "pictures": [rename(record.key) for record in mapped],
                 "maps": [rename(record.key) for record in mapped],
             },

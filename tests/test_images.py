@@ -598,7 +598,7 @@ def test_broken_images_are_left_out_on_request(tmp_path: Path, caplog: pytest.Lo
     assert all(reason.startswith("is broken (") and str(tmp_path) not in reason for _, reason in probe.skipped)
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert "skipped '02.png': it is broken (" in caplog.text
-    assert "skipped 2 broken images in all; 8 are used" in caplog.text
+    assert "2 of 10 images are broken and left out; 8 are used" in caplog.text
     sound = load_images([path for index, path in enumerate(paths) if index not in (2, 9)], WHOLE)
     assert sound.probe_sha256 == probe.probe_sha256
     assert sound.skipped == ()

@@ -437,7 +437,7 @@ def test_broken_images_are_named_before_the_audit_goes_on(
     assert run("audit", *command(world, "good.pt", options), "--no-mlflow", "--out", tmp_path / "out") == 0
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("skipped 'cat/aa.png': it is broken (") for line in lines)
-    assert "skipped 1 broken images in all; 3 are used" in lines
+    assert "1 of 5 images are broken and left out; 3 are used" in lines
     inputs = read_evidence(tmp_path / "out").manifest.inputs
     assert inputs["names"] == ["cat/a.png", "cat/b.png", "dog/c.png"]
     assert inputs["labels"] == [0, 0, 1]

@@ -21,6 +21,7 @@ def build(subject: Subject) -> dict[str, Any]:
                 "layer": layer,
                 "chapter": layer in subject.chapters,
                 "shape": shape(call.output_shape[1:]),
+                "field": "" if call.receptive_field is None else shape(call.receptive_field.size),
                 "parameters": quantity(call.parameters) if call.parameters else "",
                 "parameters_bar": charts.share_bar(call.parameters / largest) if call.parameters else None,
                 "multiply_adds": quantity(call.multiply_adds) if call.multiply_adds else "",

@@ -158,6 +158,11 @@ def reservations(subject: Subject) -> list[str]:
             if state["status"] != "ok":
                 reason = f": {state['message']}" if state.get("message") else ""
                 sentences.append(f"{run.label}: the collector {name} {state['status']}{reason}.")
+        if skipped := [item["name"] for item in evidence.manifest.inputs["skipped"]]:
+            listed = ", ".join(skipped[:4]) + (", ..." if len(skipped) > 4 else "")
+            sentences.append(f"{run.label}: broken image files that were left out: {listed}.")
+        if others := list(evidence.manifest.checkpoint["others"]):
+            sentences.append(f"{run.label}: the file also holds {', '.join(others[:4])}, which was not audited.")
         if subject.comparison is not None and run.number:
             comparable = subject.comparison["comparable"].get(run.label, {})
             sentences += [f"{run.label}: {sentence(reason)}" for reason in comparable.get("reasons", [])]

@@ -96,7 +96,7 @@ def interval(low: float | None, high: float | None) -> str:
     return MISSING if low is None or high is None else f"{number(low)} \N{HORIZONTAL ELLIPSIS} {number(high)}"
 
 
-def shape(sizes: Iterable[int]) -> str:
+def shape(sizes: Iterable[float]) -> str:
     """A shape in the field's way.
 
     >>> shape((32, 112, 112))
