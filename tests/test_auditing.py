@@ -440,3 +440,43 @@ def test_a_copy_is_identical(images: Tensor, evidence: Evidence) -> None:
         result = interpret.compare(evidence, other, labels=["reference", "copy"]).to_dict()
     assert result["verdict"] == {"copy": "identical"}
     assert result["ranking"] == {"copy": []}
+
+
+@pytest.mark.parametrize(("free", "size"), [(2**40, 16), (4 * 3 * 5, 5), (1, 1)])
+def test_batches_fit_a_quarter_of_the_free_memory(monkeypatch: pytest.MonkeyPatch, free: int, size: int) -> None:
+    """Each image is taken for three times the bytes of its outputs."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    outputs = 4 * (4 * 6 * 6 + 4 + 2)  # bytes; flattening makes no new tensor
+    monkeypatch.setattr(auditing, "available_bytes", lambda device: free * outputs if free > 1 else 1)
+    with interpret.audit(net, torch.rand(20, 1, 8, 8), batch_size="auto", display_count=2) as evidence:
+        assert evidence.manifest.settings["batch_size"] == size
+        assert evidence.array("predictions", "logits").shape == (20, 2)
+
+
+def test_long_work_and_little_memory_are_announced(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "interpret")
+    net = trained_digits()
+    interpret.audit(net, images).close()
+    assert caplog.text == "", "short work needs no words"
+    monkeypatch.setattr(auditing, "LONG", 0.0)
+    monkeypatch.setattr(auditing, "LARGE_BUNDLE", 100)
+    monkeypatch.setattr(auditing, "available_bytes", lambda device: 1000)
+    interpret.audit(net, images, display_count=3, batch_size=4).close()
+    assert f"{len(images)} images in chunks of 4, maps of 3: about" in caplog.text
+    assert "0 MiB are free; take a smaller batch size or display fewer images" in caplog.text
+    assert "take fewer probe images" in caplog.text
+
+
+def test_features_that_spill_into_a_file_give_the_same_matrices(
+    images: Tensor, evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interpret.collectors import gram
+
+    monkeypatch.setattr(gram, "IN_MEMORY", 1)
+    with interpret.audit(trained_digits(), images, batch_size=3) as spilled:
+        for call in evidence.calls:
+            mine, theirs = spilled.gram(call.key), evidence.gram(call.key)
+            assert mine is not None
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * float(np.abs(theirs).max()))
