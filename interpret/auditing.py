@@ -49,6 +49,7 @@ GRAPH_SHARE = (
     3  # bytes that an image with its graph takes, in bytes of the calls' outputs: gradients, maps, and between
 )
 BACKWARD_COST = 5  # of the maps of an image, in forwards of one image
+UNOBSERVED = 0.7  # of the time of the first forward, which counts and follows everything
 LONG = 10.0  # seconds from which an audit says beforehand what it will take
 LARGE_BUNDLE = 2**28
 
@@ -355,7 +356,7 @@ def _announce(setting: Setting, batch_size: int, device: torch.device) -> None:
     """Say beforehand what long work will take, as measured on the first image."""
     trace, count, displayed = setting.trace, setting.count, setting.displayed
     passes = count + REPEATED_IMAGES + (BACKWARD_COST * displayed if setting.maps and setting.methods else 0)
-    seconds = passes * trace.seconds
+    seconds = passes * UNOBSERVED * trace.seconds
     graph = GRAPH_SHARE * trace.activation_bytes * min(displayed, batch_size)
     memory = max(graph, trace.activation_bytes * batch_size)
     matrices = 4 * len(trace.calls) * count * (count + 1) / 2
