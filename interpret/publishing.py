@@ -346,10 +346,12 @@ def checkpoint_name(uri: str) -> str:
 
     >>> checkpoint_name("runs:/3f2a/weights/best.pt"), checkpoint_name("models:/net@champion")
     ('best', 'net@champion')
+    >>> checkpoint_name("weights/model.safetensors.index.json")
+    'model'
     """
     if uri.startswith(("models:/", "torchvision:")):
         return uri.partition(":")[2].strip("/")
-    return PurePosixPath(uri.replace("\\", "/")).stem
+    return PurePosixPath(uri.replace("\\", "/")).stem.removesuffix(".safetensors.index").removesuffix(".bin.index")
 
 
 def _upload(evidence: Evidence, run: AuditRun) -> None:

@@ -55,6 +55,8 @@ def _chapter(subject: Subject, layer: Layer) -> dict[str, Any]:
         facts.append(f"{quantity(call.parameters)} parameters")
     if call.multiply_adds:
         facts.append(f"{quantity(call.multiply_adds)} multiply-adds")
+    if call.receptive_field is not None:
+        facts.append(f"receptive field {shape(call.receptive_field.size)}")
     if layer.id in subject.stage_ends:
         facts.append("end of a stage")
     pictures = {
