@@ -185,11 +185,15 @@ def _refuse_other_classes(traced: Trace, probe: ProbeImages, class_names: Sequen
             f"{len(class_names)} class names were given, but the model has {classes} classes; "
             "give the names of its own classes, in its order"
         )
-    for name, label in zip(probe.names, probe.labels or (), strict=False):
-        if label is not None and not 0 <= label < classes:
-            raise LayerError(
-                f"label {label} of {name!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
-            )
+    beyond = [
+        f"label {label} of {name!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
+        for name, label in zip(probe.names, probe.labels or (), strict=False)
+        if label is not None and not 0 <= label < classes
+    ]
+    if beyond and class_names is not None:
+        raise LayerError(beyond[0])
+    if beyond:
+        logger.warning("%s; if its outputs are classes, check the labels", beyond[0])
 
 
 class _Clock:
@@ -414,8 +418,13 @@ def _forward(
 
 
 def _is_by_image(call: Call, output: Tensor, count: int) -> bool:
-    """Whether the first axis of an output is the batch: patches or time steps may be folded into it."""
-    return output.numel() > 0 and call.output_shape[:1] == (1,) and output.shape[0] == count
+    """Whether an output has a row for every image: patches or time steps may be folded into its first axis."""
+    return (
+        output.layout == torch.strided
+        and output.numel() > 0
+        and call.output_shape[:1] == (1,)
+        and output.shape[0] == count
+    )
 
 
 def _visit(crew: Crew, first: int, count: int, maps: Maps | None) -> hooks.Visit:

@@ -52,10 +52,11 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
         (value, copy.copy(value))
         for _, values in attributes
         for value in values.values()
-        if type(value) in (dict, list, set, OrderedDict)
+        if type(value) in (dict, list, set, OrderedDict) and value is not sys.modules and "__builtins__" not in value
     ]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    plain = [buffer for buffer in model.buffers() if buffer.layout == torch.strided and not buffer.is_meta]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in plain]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 (the user's global state)
     devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
     fast_path = torch.backends.mha.get_fastpath_enabled()

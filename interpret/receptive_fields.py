@@ -9,13 +9,14 @@ runs, so branches, functional calls and tensors that change their axes are follo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from interpret.evidence import ReceptiveField
@@ -73,12 +74,14 @@ class ReceptiveFields(TorchDispatchMode):
     """While open, follows from which pixels of an image each tensor comes.
 
     Statistics over the whole image that only scale or shift a position (the gates of squeeze-and-excitation, group
-    normalization) do not count, as is usual. What is not followed (attention among windows, transposed and deformable
-    convolutions, recurrence) has no field: none is better than a wrong one.
+    normalization) do not count, as is usual. What is not followed (attention, transposed and deformable convolutions,
+    recurrence) has no field: none is better than a wrong one.
 
     Args:
         image: the input, shape (1, C, H, W).
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, image: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -89,12 +92,13 @@ class ReceptiveFields(TorchDispatchMode):
     def of(self, tensor: Tensor) -> ReceptiveField | None:
         """The field of the positions of a tensor; None where it is not known."""
         track: _Track | None = self._tracks.get(tensor)
-        if track is None:
+        if track is None or (track.axes is not None and track.axes[0] > track.axes[1]):  # rows and columns swapped
             return None
         rows, columns = track.rows, track.columns
+        stride = (0, 0) if track.axes is None else (_plain(rows.stride), _plain(columns.stride))
         return ReceptiveField(
             size=(_plain(rows.size), _plain(columns.size)),
-            stride=(_plain(rows.stride), _plain(columns.stride)),
+            stride=stride,
             start=(_plain(rows.start), _plain(columns.start)),
         )
 
@@ -104,21 +108,39 @@ class ReceptiveFields(TorchDispatchMode):
         """Run the operation and follow it."""
         kwargs = kwargs or {}
         # looked up first: an operation in place gives its own input another field
-        known = [
-            (tensor, self._tracks[tensor]) for tensor in _tensors((*args, *kwargs.values())) if tensor in self._tracks
-        ]
+        inputs = tree_leaves((args, kwargs))
+        known = [(x, self._tracks[x]) for x in inputs if isinstance(x, Tensor) and x in self._tracks]
         outputs = func(*args, **kwargs)
-        if known:
-            name = func.overloadpacket.__name__.removeprefix("_").removesuffix("_")
-            several = isinstance(outputs, tuple | list)
-            for output in outputs if several else (outputs,):
+        if not known:
+            return outputs
+        if not isinstance(func, torch._ops.OpOverload):  # control flow as one operation
+            for output in tree_leaves(outputs):
                 if isinstance(output, Tensor):
-                    self._tracks[output] = self._follow(name, func, args, known, output)
-                    if name == "copy" and output._base is not None:
-                        self._tracks[output._base] = _UNKNOWN  # a part of it was replaced
-                if several and name not in _SEVERAL:
-                    break  # behind the result come indices and saved statistics
+                    self._tracks[output] = _UNKNOWN
+            return outputs
+        name = func.overloadpacket.__name__.removeprefix("_").removesuffix("_")
+        several = isinstance(outputs, tuple | list)
+        for output in outputs if several else (outputs,):
+            if isinstance(output, Tensor):
+                if func._schema.is_mutable and any(tensor is not output for tensor, _ in known):
+                    self._forget_views(output)
+                try:
+                    track = self._follow(name, func, args, known, output)
+                except Exception:  # a rule that does not fit what ran must not end an audit
+                    track = _UNKNOWN
+                self._tracks[output] = _fitting(track, output)
+            if several and name not in _SEVERAL:
+                break  # behind the result come indices and saved statistics
         return outputs
+
+    def _forget_views(self, written: Tensor) -> None:
+        """Other tensors of the memory that something was written to: parts of them now come from elsewhere."""
+        if written._base is not None:
+            self._tracks[written._base] = _UNKNOWN
+        storage = written.untyped_storage()._cdata
+        for tensor in list(self._tracks):
+            if tensor is not written and tensor.untyped_storage()._cdata == storage:
+                self._tracks[tensor] = _UNKNOWN
 
     def _follow(
         self, name: str, func: Any, args: Sequence[Any], known: Sequence[tuple[Tensor, _Track | None]], output: Tensor
@@ -144,12 +166,16 @@ def _plain(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from (item for item in value if isinstance(item, Tensor))
+def _fitting(track: _Track | None, output: Tensor) -> _Track | None:
+    """The track, where the tensor has as many positions as it says; one position for all is a vector."""
+    if track is None or track.axes is None:
+        return track
+    counts = track.rows.count, track.columns.count
+    if track.axes[0] == track.axes[1]:
+        fits = output.shape[track.axes[0]] == counts[0] * counts[1]
+    else:
+        fits = all(output.shape[axis] == count for axis, count in zip(track.axes, counts, strict=True))
+    return track if fits else track.vector() if counts == (1, 1) else _UNKNOWN
 
 
 def _bounding(tracks: Sequence[_Track]) -> _Track:
@@ -215,27 +241,52 @@ def _pooling(args: Sequence[Any], track: _Track, output: Tensor) -> _Track | Non
 
 
 def _adaptive_pooling(args: Sequence[Any], track: _Track, output: Tensor) -> _Track | None:
-    if track.axes != (-2, -1):
-        return _UNKNOWN
-    axes = []
-    for axis, count in zip((track.rows, track.columns), output.shape[-2:], strict=True):
-        windows = [(i * axis.count // count, -(-(i + 1) * axis.count // count)) for i in range(count)]
-        widest = max(stop - start for start, stop in windows)
-        size, step = axis.size + (widest - 1) * axis.stride, axis.stride * axis.count / count
-        axes.append(replace(axis, count=count, size=size, stride=step))
-    return _Track(axes[0], axes[1], track.axes)
+    def windows(axis: _Axis, count: int, _: float | None) -> tuple[float, list[tuple[int, int]]]:
+        step = axis.count / count
+        return step, [(i * axis.count // count, -(-(i + 1) * axis.count // count)) for i in range(count)]
+
+    return _resampled(track, output, (None, None), windows)
 
 
 def _upsampling(args: Sequence[Any], track: _Track, output: Tensor) -> _Track | None:
-    """Nearest neighbour and bilinear; of fractional positions the widest field."""
+    """Nearest neighbour and bilinear interpolation, to larger and to smaller sizes."""
+    bilinear = len(args) > 2 and isinstance(args[2], bool)
+    corners = bilinear and args[2]
+    given = args[3:] if bilinear else args[2:]  # two factors, or a list of them
+    factors = given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
+
+    def windows(axis: _Axis, count: int, factor: float | None) -> tuple[float, list[tuple[int, int]]]:
+        step = 1 / factor if factor else axis.count / count
+        if corners:
+            step = (axis.count - 1) / (count - 1) if count > 1 else 0
+        last, spans = axis.count - 1, []
+        for i in range(count):
+            place = i * step if corners or not bilinear else max(0.0, (i + 0.5) * step - 0.5)
+            first = i if axis.count == count else min(int(place), last)
+            spans.append((first, min(first + 1 + (bilinear and axis.count != count), axis.count)))
+        return step, spans
+
+    return _resampled(track, output, (*factors, None, None)[:2], windows)
+
+
+def _resampled(
+    track: _Track,
+    output: Tensor,
+    factors: Sequence[float | None],
+    windows: Callable[[_Axis, int, float | None], tuple[float, list[tuple[int, int]]]],
+) -> _Track | None:
+    """Positions that see uneven windows of the positions before: the widest field, on one stride."""
     if track.axes != (-2, -1):
         return _UNKNOWN
+    if (track.rows.count, track.columns.count) == (1, 1):
+        return track.vector()
     axes = []
-    for axis, count in zip((track.rows, track.columns), output.shape[-2:], strict=True):
-        taps = (
-            1 if count == axis.count or axis.count == 1 or len(args) < 3 or not isinstance(args[2], bool) else 2
-        )  # bilinear: corners
-        axes.append(_Axis(count, axis.size + (taps - 1) * axis.stride, axis.stride * axis.count / count, axis.start))
+    for axis, count, factor in zip((track.rows, track.columns), output.shape[-2:], factors, strict=True):
+        step, spans = windows(axis, count, factor)
+        stride = axis.stride * step
+        start = min(first * axis.stride - i * stride for i, (first, _) in enumerate(spans))
+        stop = max((end - 1) * axis.stride + axis.size - i * stride for i, (_, end) in enumerate(spans))
+        axes.append(_Axis(count, stop - start, stride, axis.start + start))
     return _Track(axes[0], axes[1], track.axes)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import inspect
 import time
 import warnings
 from collections import Counter
@@ -186,6 +187,8 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> T
             try:
                 if arguments is None:
                     raise RuntimeError("it is not run once by one call")
+                if taken := set(arguments.keywords) & set(inspect.signature(torchinfo.summary).parameters):
+                    raise RuntimeError(f"it takes the keyword {sorted(taken)[0]!r} itself")
                 table = torchinfo.summary(
                     model,
                     input_data=list(arguments.values),
@@ -196,8 +199,8 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> T
                 )
                 summary = str(table)
                 recorder.keep_table(table)
-            except RuntimeError as error:
-                # torchinfo wraps whatever happens; a bare forward tells the model's faults from torchinfo's own
+            except Exception as error:
+                # torchinfo may fail in ways of its own; a bare forward tells the model's faults from those
                 summary_error = f"torchinfo cannot summarise this model: {error.__cause__ or error}"
                 recorder.restart()
                 run(model, image, forward)
@@ -231,7 +234,7 @@ def _arguments_of(model: nn.Module, image: Tensor, forward: Forward) -> _Argumen
     def note(module: nn.Module, values: Any, keywords: Any) -> None:
         seen.append(_Arguments(values, keywords))
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = model.register_forward_pre_hook(note, with_kwargs=True, prepend=True)  # before the user's own change them
     try:
         run(model, image, forward)
     finally:
@@ -361,6 +364,7 @@ class _Recorder:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        self.clock = time.perf_counter()
         with ExitStack() as stack:
             for module in self.watched:
                 stack.callback(module.register_forward_pre_hook(self._before).remove)
@@ -435,7 +439,8 @@ class _Recorder:
         calls, unused = _assign_tensors(self.model, calls)
         whole = None if self.output is None else _one_image(self.output)
         total = (self.flops.get_total_flops() - self.before) // 2
-        outputs = {(seen.output.data_ptr(), seen.output.nbytes) for seen in self.seen}
+        plain = [seen.output for seen in self.seen if seen.output.layout == torch.strided]
+        outputs = {(output.data_ptr(), output.nbytes) for output in plain}
         return Trace(
             calls=tuple(calls),
             unused=unused,

@@ -447,3 +447,65 @@ def test_torchinfo_failing_is_not_the_models_fault(monkeypatch: pytest.MonkeyPat
     assert trace.summary == ""
     assert "no table today" in trace.summary_error
     assert len(trace.calls) == 12
+
+
+class OddMemory(nn.Module):
+    """Outputs that are sparse, or lie in memory otherwise than their shape says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse = Sparse()
+        self.turned = Turned()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.turned(x) + self.sparse(x).to_dense()[:, :4]
+
+
+class Sparse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).to_sparse()
+
+
+class Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.mean((2, 3)).T).T
+
+
+def test_outputs_of_odd_memory() -> None:
+    assert [call.key for call in interpret.layers(OddMemory(), IMAGES)] == ["turned", "sparse"]
+    with interpret.audit(OddMemory(), IMAGES) as evidence:
+        assert evidence.manifest.status == "complete"
+        assert evidence.gram("turned") is not None
+        assert evidence.gram("sparse") is None, "a sparse output has no features"
+
+
+class Depth(nn.Module):
+    """Takes a keyword that torchinfo has too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(4, 2, 3)
+
+    def forward(self, image: Tensor, *, depth: Tensor) -> Tensor:
+        return self.convolution(torch.cat([image, depth], 1)).mean((2, 3))
+
+
+def test_keywords_that_torchinfo_takes_itself() -> None:
+    net = Depth()
+    with hooks.undisturbed(net):
+        traced = tracing.trace(net, IMAGES, lambda model, images: model(images, depth=images[:, :1]))
+    assert [call.key for call in traced.calls] == ["convolution"]
+    assert traced.summary_error.endswith("it takes the keyword 'depth' itself")
+
+
+def test_a_models_own_hooks_run_once_under_torchinfo() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 2, 3))
+    net.register_forward_pre_hook(lambda module, inputs: (torch.cat([inputs[0], inputs[0][:, :1]], 1),))
+    with hooks.undisturbed(net):
+        traced = tracing.trace(net, IMAGES, lambda model, images: model(images))
+    assert traced.summary_error == ""
+    assert "Conv2d" in traced.summary

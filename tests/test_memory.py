@@ -15,7 +15,7 @@ def test_what_the_cpu_still_has_is_what_the_system_says() -> None:
 
 @pytest.mark.parametrize(
     ("limit", "used", "free"),
-    [("1000", "400", 600), ("max", "400", None), ("1000", "2000", 0), (None, None, None)],
+    [("1000", "400", 650), ("max", "400", None), ("1000", "2000", 0), (None, None, None)],
 )
 def test_containers_have_less(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str | None, used: str | None, free: int | None
@@ -23,7 +23,8 @@ def test_containers_have_less(
     for name, text in (("max", limit), ("current", used)):
         if text is not None:
             (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "CGROUPS", ((str(tmp_path / "max"), str(tmp_path / "current")),))
+    (tmp_path / "stat").write_text("active_file 7\ninactive_file 50\n")
+    monkeypatch.setattr(memory, "CGROUPS", (tuple(str(tmp_path / name) for name in ("max", "current", "stat")),))
     found = memory.available_bytes(torch.device("cpu"))
     assert found == free if free is not None else found > 2**26
 
@@ -32,3 +33,5 @@ def test_where_the_system_does_not_say_half_of_the_memory_is_taken(monkeypatch: 
     monkeypatch.setattr(memory, "CGROUPS", ())
     monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere") / str(name).lstrip("/"))
     assert memory.available_bytes(torch.device("cpu")) > 2**28
+    monkeypatch.delattr(memory.os, "sysconf")
+    assert memory.available_bytes(torch.device("cpu")) == memory.UNKNOWN

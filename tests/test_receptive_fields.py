@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -61,7 +61,8 @@ def reached(model: nn.Module, side: int = SIDE) -> list[list[set[tuple[int, int]
     ]
 
 
-def assert_fields_are_those_reached(model: nn.Module, side: int = SIDE) -> None:
+def assert_fields_are_those_reached(model: nn.Module, side: int = SIDE, exactly: bool = True) -> None:
+    """Every position sees nothing outside of its field; and, inside of the picture, all of it to its edges."""
     model.eval()
     root = nn.Sequential(model)
     field = interpret.layers(root, torch.rand(1, 1, side, side))[-1].receptive_field
@@ -73,7 +74,7 @@ def assert_fields_are_those_reached(model: nn.Module, side: int = SIDE) -> None:
                 stop = start + field.size[axis]
                 places = [pixel[axis] for pixel in pixels]
                 assert all(start <= place < stop for place in places), (i, j, axis, field)
-                if inside(field, i, j, side):  # elsewhere padding on the way may cut a field short
+                if exactly and inside(field, i, j, side):  # elsewhere padding on the way may cut a field short
                     assert (min(places), max(places)) == (start, stop - 1), (i, j, axis, field)
 
 
@@ -128,6 +129,74 @@ class Branches(nn.Module):
 
 def test_branches_tokens_and_functions() -> None:
     assert_fields_are_those_reached(Branches())
+
+
+class Resampled(nn.Module):
+    """A convolution, and what makes another size of it."""
+
+    def __init__(self, resample: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 2, 3)
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.resample(self.convolution(x))
+
+
+@pytest.mark.parametrize(
+    "resample",
+    [
+        lambda x: functional.interpolate(x, scale_factor=2),
+        lambda x: functional.interpolate(x, (25, 30)),
+        lambda x: functional.interpolate(x, scale_factor=0.45),
+        lambda x: functional.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda x: functional.interpolate(x, scale_factor=0.25, mode="bilinear"),
+        lambda x: functional.interpolate(x, (7, 40), mode="bilinear", align_corners=True),
+        lambda x: functional.adaptive_avg_pool2d(x, (5, 7)),
+        lambda x: functional.interpolate(functional.adaptive_avg_pool2d(x, 1), (18, 18), mode="bilinear"),
+        lambda x: functional.adaptive_avg_pool2d(x, 1) + torch.ones(1, 2, 4, 4),
+    ],
+)
+def test_resampled_positions_see_nothing_outside_of_their_field(resample: Callable[[Tensor], Tensor]) -> None:
+    assert_fields_are_those_reached(Resampled(resample), exactly=False)
+
+
+class Written(nn.Module):
+    """Parts of tensors that are written to in place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.near, self.far = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(1, 4, 7, padding=3)
+        self.end = nn.Identity()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.near(x), self.far(x)
+        if self.how == "a part":
+            y[:, :2].add_(z[:, :2])
+        elif self.how == "a new tensor":
+            y = torch.zeros_like(z)
+            y[:, :2].add_(z[:, :2])
+            y = y + self.near(x)
+        elif self.how == "behind a view":
+            view = y.view(len(y), 2, 2, *y.shape[2:])
+            y.add_(z)
+            y = view.flatten(1, 2)
+        elif self.how == "swapped":
+            y = y.transpose(2, 3)
+        elif self.how == "control flow":
+            y = torch.cond(y.sum() > 0, lambda y: y.sin(), lambda y: y.cos(), (y,))
+        elif self.how == "nothing left":
+            y = functional.adaptive_avg_pool2d(y, (0, 0))
+        return self.end(y)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["a part", "a new tensor", "behind a view", "swapped", "control flow", "nothing left"])
+def test_what_is_written_in_place_has_no_stale_field(how: str) -> None:
+    table = {call.key: call for call in interpret.layers(Written(how), torch.rand(1, 1, 12, 12))}
+    assert table["far"].receptive_field is not None
+    assert table["end"].receptive_field is None
 
 
 class Gated(nn.Module):

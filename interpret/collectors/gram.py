@@ -63,7 +63,7 @@ class Gram(Collector):
         if not seen.same_output or self._last is None:
             features = pool(seen.output, seen.call).numpy()
             self._last = _Rows(self._file.tell(), *features.shape)
-            self._file.write(features.data)
+            self._file.write(np.ascontiguousarray(features).data)
         return self._last
 
     def _read(self, parts: Sequence[_Rows]) -> Array:
