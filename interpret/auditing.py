@@ -185,15 +185,12 @@ def _refuse_other_classes(traced: Trace, probe: ProbeImages, class_names: Sequen
             f"{len(class_names)} class names were given, but the model has {classes} classes; "
             "give the names of its own classes, in its order"
         )
-    beyond = [
-        f"label {label} of {name!r} is out of range: the model has {classes} classes (0 to {classes - 1})"
-        for name, label in zip(probe.names, probe.labels or (), strict=False)
-        if label is not None and not 0 <= label < classes
-    ]
-    if beyond and class_names is not None:
-        raise LayerError(beyond[0])
-    if beyond:
-        logger.warning("%s; if its outputs are classes, check the labels", beyond[0])
+    for name, label in zip(probe.names, probe.labels or (), strict=False):
+        if label is not None and not 0 <= label < classes:
+            raise LayerError(
+                f"label {label} of {name!r} is out of range: the model has {classes} classes (0 to {classes - 1}); "
+                "correct it, or leave the labels out if the outputs are no classes"
+            )
 
 
 class _Clock:

@@ -604,10 +604,7 @@ def layers(
             "input": [_shape(call.input_shape) for call in calls],
             "output": [_shape(call.output_shape) for call in calls],
             "field": [_by(None if field is None else field.size) for field in fields],
-            "step": [
-                _by(None if field is None or call.layout == "NC" else field.stride)
-                for call, field in zip(calls, fields, strict=True)
-            ],
+            "step": [_by(field.stride if field is not None and any(field.stride) else None) for field in fields],
             "parameters": [call.parameters for call in calls],
             "multiply_adds": [call.multiply_adds for call in calls],
         }
