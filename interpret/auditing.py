@@ -45,9 +45,7 @@ COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activation
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
 REPEATED_IMAGES = 2
 LARGEST_BATCH = {"cpu": 16}  # more gains nothing there
-GRAPH_SHARE = (
-    3  # bytes that an image with its graph takes, in bytes of the calls' outputs: gradients, maps, and between
-)
+GRAPH_SHARE = 3  # memory of an image with its graph, in bytes of the calls' outputs: gradients, maps, and between
 BACKWARD_COST = 5  # of the maps of an image, in forwards of one image
 UNOBSERVED = 0.7  # of the time of the first forward, which counts and follows everything
 LONG = 10.0  # seconds from which an audit says beforehand what it will take
@@ -362,10 +360,10 @@ def _announce(setting: Setting, batch_size: int, device: torch.device) -> None:
     memory = max(graph, trace.activation_bytes * batch_size)
     matrices = 4 * len(trace.calls) * count * (count + 1) / 2
     if seconds > LONG:
-        minutes = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
+        duration = f"{seconds / 60:.0f} minutes" if seconds > 100 else f"{seconds:.0f} s"
         logger.info(
             "%d images in chunks of %d, maps of %d: about %s, up to %s of memory beside the model",
-            count, batch_size, displayed, minutes, size_in_words(memory),
+            count, batch_size, displayed, duration, size_in_words(memory),
         )  # fmt: skip
     if memory > (free := available_bytes(device)):
         logger.warning(
