@@ -98,6 +98,26 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
+def in_float32(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """The model and its images; float32 copies of both where the model's weights are half precision.
+
+    In half precision maps differ from those of the same weights in float32 (correlations down to 0), so none are made.
+
+    Raises:
+        LayerError: the model cannot be copied.
+    """
+    low = (torch.float16, torch.bfloat16)
+    if not any(tensor.dtype in low for tensor in (*model.parameters(), *model.buffers())):
+        return model, images
+    try:
+        return copy.deepcopy(model).float(), images.float()
+    except Exception as error:  # whatever a network's parts raise when they are copied
+        raise LayerError(
+            f"maps need float32, and {type(model).__name__} in half precision cannot be copied ({error}); "
+            "convert it by model.float()"
+        ) from error
+
+
 @contextmanager
 def visiting(
     model: nn.Module, calls: Sequence[Call], visit: Visit, enter: Callable[[Call, Tensor | None], None] | None = None
