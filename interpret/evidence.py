@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from interpret.errors import EvidenceError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 ARRAY_FILES = ("weights", "layers", "predictions", "maps", "kernels", "activations", "inputs")
 KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "attention", "container", "other")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock
@@ -68,6 +68,9 @@ class Call:
     overwritten: bool
     weight_shape: tuple[int, ...] | None
     receptive_field: ReceptiveField | None
+    token_grid: tuple[int, int] | None
+    reaches_output: bool
+    last: bool
 
     @property
     def slug(self) -> str:
@@ -77,7 +80,8 @@ class Call:
     @property
     def channels(self) -> int:
         """Return the number of channels of the output."""
-        return self.output_shape[-1 if self.layout in ("NHWC", "NTC") else 1] if len(self.output_shape) > 1 else 1
+        last = self.layout in ("NHWC", "NWTC", "NTC")
+        return self.output_shape[-1 if last else 1] if len(self.output_shape) > 1 else 1
 
     @property
     def spatial_shape(self) -> tuple[int, int] | None:
@@ -87,6 +91,16 @@ class Call:
         if self.layout == "NHWC":
             return self.output_shape[1], self.output_shape[2]
         return None
+
+    @property
+    def map_shape(self) -> tuple[int, int] | None:
+        """Return (H, W) of the positions that a map of this call has: of its output, or of its image tokens."""
+        return self.spatial_shape or self.token_grid
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Return the number of tokens before those of the image: class, distillation, registers."""
+        return 0 if self.token_grid is None else self.output_shape[1] - math.prod(self.token_grid)
 
     @property
     def downsamples(self) -> bool:
@@ -418,6 +432,12 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         content["checkpoint"].setdefault("others", {})
         content["inputs"].setdefault("skipped", [])
         content["settings"].setdefault("forward", None)
+    if content["schema_version"] < 3 and isinstance(content.get("calls"), list):
+        convolutions = [call["key"] for call in content["calls"] if call["kind"] == "convolution"]
+        content["calls"] = [
+            {"token_grid": None, "reaches_output": True, "last": call["key"] in convolutions[-1:], **call}
+            for call in content["calls"]
+        ]
     return content
 
 
@@ -436,7 +456,7 @@ def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
 
 def _call(entry: Mapping[str, Any]) -> Call:
     values = _known(Call, entry, "an entry of calls")
-    for name in ("input_shape", "output_shape", "tensors", "weight_shape"):
+    for name in ("input_shape", "output_shape", "tensors", "weight_shape", "token_grid"):
         values[name] = None if values[name] is None else tuple(values[name])
     if values["receptive_field"] is not None:
         field = _known(ReceptiveField, values["receptive_field"], "a receptive field")

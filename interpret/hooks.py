@@ -13,13 +13,15 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint as checkpointing
 
 from interpret.errors import LayerError
 from interpret.evidence import Call
@@ -34,6 +36,7 @@ from interpret.tracing import (
     select,
     trace,
     unwrap,
+    with_output,
 )
 
 Visit = Callable[[Call, nn.Module, Tensor | None, Tensor], Tensor | None]
@@ -64,6 +67,7 @@ def undisturbed(model: nn.Module, seed: int = 0) -> Iterator[None]:
         with ExitStack() as stack:
             for mode in (torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad()):
                 stack.enter_context(mode)
+            stack.enter_context(_without_checkpointing())
             if "torch._dynamo" in sys.modules:  # compiled parts run as written: compiled code calls no hooks
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             torch.manual_seed(seed)
@@ -118,6 +122,48 @@ def in_float32(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
         ) from error
 
 
+class _KeepGradients(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is torch._C._set_grad_enabled and arguments and not arguments[0]:
+            return None
+        return function(*arguments, **(keywords or {}))
+
+
+def with_gradients() -> AbstractContextManager[Any]:
+    """While open, ``torch.no_grad`` inside a model's forward (a frozen backbone) switches nothing off."""
+    return _KeepGradients()
+
+
+class _Plain:
+    """Stands in for torch's implementation of gradient checkpointing: runs the function, and nothing again."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @staticmethod
+    def generator(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Iterator[None]:
+        yield
+
+
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Run gradient-checkpointed parts once: what runs again in the backward would not be what the hooks saw.
+
+    Networks hold the function `checkpoint` itself under names of their own, so what it calls is replaced.
+    """
+    names = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")  # 2.6; 2.14
+    stand_ins = {"CheckpointFunction": _Plain, **dict.fromkeys(names, _Plain.generator)}
+    kept = {name: vars(checkpointing)[name] for name in stand_ins if name in vars(checkpointing)}
+    vars(checkpointing).update({name: stand_ins[name] for name in kept})
+    try:
+        yield
+    finally:
+        vars(checkpointing).update(kept)
+
+
 @contextmanager
 def visiting(
     model: nn.Module, calls: Sequence[Call], visit: Visit, enter: Callable[[Call, Tensor | None], None] | None = None
@@ -143,11 +189,7 @@ def visiting(
         if call is None:
             return None
         new = visit(call, module, input_tensor(arguments, keywords), tensor)
-        if new is None or output is tensor:
-            return new
-        if hasattr(output, "_replace"):
-            return output._replace(**{output._fields[0]: new})
-        return type(output)((new, *output[1:]))
+        return None if new is None else with_output(output, new)
 
     def before(module: nn.Module, arguments: Any, keywords: Any) -> None:
         name = names[module]
@@ -246,7 +288,7 @@ def capture(
     model = unwrap(model)
     kept: dict[str, Captured] = {}
     with undisturbed(model), ExitStack() as stack:
-        calls = select(trace(model, images, forward).calls, layers)
+        calls = select(trace(model, images, forward, counted=False).calls, layers)
         leaves: list[Tensor] = []
         entered: dict[str, Tensor] = {}
 

@@ -1,23 +1,31 @@
-"""Class activation maps of every layer from one forward and one backward."""
+"""Class activation maps of every layer, from one forward and one backward, or by passes of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from interpret.attention import rollout_maps
 from interpret.errors import LayerError, did_you_mean
 from interpret.evidence import Call
-from interpret.functional.cam import CAM_METHODS, check_methods, eigen_cam, gradient_maps
-from interpret.hooks import backward, gradient_leaf, undisturbed, visiting
-from interpret.targets import target_scores
-from interpret.tracing import Forward, run, select, trace, unwrap
+from interpret.functional.cam import ONE_PASS_METHODS, check_methods, eigen_cam, gradient_maps
+from interpret.hooks import backward, gradient_leaf, in_float32, undisturbed, visiting, with_gradients
+from interpret.perturbation import Progress, Scene, ablation_maps, head_maps, ignore, pooled_call, score_maps
+from interpret.targets import Target, Targets, resolve
+from interpret.tracing import Forward, features, run, select, trace, unwrap
 
-DEFAULT_METHODS = (*CAM_METHODS, "eigen-cam", "eigen-grad-cam")
+DEFAULT_METHODS = ONE_PASS_METHODS
+OWN_PASSES: Mapping[str, Callable[[Scene, Call, Progress], Tensor]] = {
+    "cam": head_maps,
+    "ablation-cam": ablation_maps,
+    "score-cam": score_maps,
+    "attention-rollout": rollout_maps,
+}
+WITHOUT_TARGET = ("eigen-cam", "attention-rollout")  # one map serves every target
 
 
 class MapPass:
@@ -27,29 +35,32 @@ class MapPass:
     maps.
 
     Args:
-        calls: where; each needs a spatial output.
-        methods: names in :data:`interpret.functional.cam.METHODS`.
+        calls: where; each needs positions.
+        methods: names in :data:`interpret.functional.cam.ONE_PASS_METHODS`.
 
     Attributes:
         maps: (method, key) -> one (n, h, w) float32 CPU tensor per target; a call that the target does not depend on
             has none from gradients.
+        blind: the model switched gradients off at one of the calls; see :func:`interpret.hooks.with_gradients`.
     """
 
     def __init__(self, calls: Sequence[Call], methods: Sequence[str]) -> None:
         self.keys = frozenset(call.key for call in calls)
-        self.methods = check_methods(methods)
+        self.methods = tuple(method for method in methods if method in ONE_PASS_METHODS)
         self.gradient_methods = tuple(method for method in self.methods if method != "eigen-cam")
         self.maps: dict[tuple[str, str], list[Tensor]] = {}
+        self.blind = False
         self._leaves: list[Tensor] = []
         self._handles = ExitStack()
 
     def attach(self, call: Call, output: Tensor) -> Tensor | None:
         """Watch one call's output inside the forward; what is returned, if anything, must replace it."""
-        if call.key not in self.keys or output.ndim != 4:
+        if call.key not in self.keys or not self.methods or output.shape[1:] != call.output_shape[1:]:
             return None
         if not self.gradient_methods:
-            self._keep("eigen-cam", call, eigen_cam(_features(output.detach(), call)))
+            self._keep("eigen-cam", call, eigen_cam(features(output.detach(), call).float()))
             return None
+        self.blind |= not torch.is_grad_enabled()
         leaf, new = gradient_leaf(output, call.overwritten)
         if new is not None:
             self._leaves.append(leaf)
@@ -57,7 +68,7 @@ class MapPass:
         if call.overwritten and new is None:
             activation = activation.clone()
         if "eigen-cam" in self.methods:
-            self._keep("eigen-cam", call, eigen_cam(_features(activation, call)))
+            self._keep("eigen-cam", call, eigen_cam(features(activation, call).float()))
         self._handles.callback(leaf.register_hook(lambda gradient: self._reduce(call, activation, gradient)).remove)
         return new
 
@@ -70,19 +81,95 @@ class MapPass:
         self._handles.close()
         self._leaves.clear()
 
+    def by_target(self, targets: int) -> dict[tuple[str, str], Tensor]:
+        """The maps (n, R, h, w) by method and call key."""
+        return {
+            (method, key): torch.stack(maps * targets if method in WITHOUT_TARGET else maps, 1)
+            for (method, key), maps in self.maps.items()
+        }
+
     def _reduce(self, call: Call, activation: Tensor, gradient: Tensor) -> None:
         with torch.no_grad():
-            maps = gradient_maps(_features(activation, call), _features(gradient, call), self.gradient_methods)
-            for method, map_ in maps.items():
+            activations, gradients = features(activation, call).float(), features(gradient, call).float()
+            for method, map_ in gradient_maps(activations, gradients, self.gradient_methods).items():
                 self._keep(method, call, map_)
 
     def _keep(self, method: str, call: Call, map_: Tensor) -> None:
         self.maps.setdefault((method, call.key), []).append(map_.cpu())
 
 
-def _features(tensor: Tensor, call: Call) -> Tensor:
-    """As (n, C, H, W) float32."""
-    return (tensor if call.layout == "NCHW" else tensor.permute(0, 3, 1, 2)).float()
+def one_pass(
+    model: nn.Module,
+    images: Tensor,
+    calls: Sequence[Call],
+    methods: Sequence[str],
+    targets: Targets,
+    forward: Forward | None = None,
+) -> tuple[dict[tuple[str, str], Tensor], Target]:
+    """Maps (n, R, h, w) of a chunk of images by method and call key, and what they explain.
+
+    Call it inside :func:`interpret.hooks.undisturbed`. A model that switches gradients off by itself runs again with
+    them on.
+
+    Raises:
+        LayerError: no gradient can be had.
+    """
+    taken, target, scores = _forward(model, images, calls, methods, targets, forward)
+    if taken.gradient_methods and (taken.blind or not scores.requires_grad):
+        with with_gradients():
+            taken, target, scores = _forward(model, images, calls, methods, targets, forward)
+    if taken.gradient_methods and taken.keys and not scores.requires_grad:
+        raise LayerError(
+            f"{type(model).__name__} gives no gradient: it detaches its features or runs in inference mode; "
+            "take that out of its forward, or use eigen-cam, ablation-cam or score-cam"
+        )
+    taken.backward(scores)
+    return taken.by_target(scores.shape[1]), target
+
+
+def _forward(
+    model: nn.Module,
+    images: Tensor,
+    calls: Sequence[Call],
+    methods: Sequence[str],
+    targets: Targets,
+    forward: Forward | None,
+) -> tuple[MapPass, Target, Tensor]:
+    """One forward with a pass attached, the targets it resolves to, and their scores (n, R)."""
+    taken = MapPass(calls, methods)
+    with (
+        torch.set_grad_enabled(bool(taken.gradient_methods)),
+        visiting(model, calls, lambda call, module, source, output: taken.attach(call, output)),
+    ):
+        output = run(model, images, forward)
+        target = resolve(output, targets)
+        return taken, target, target.scores(output)
+
+
+def own_pass(
+    method: str, scenes: Sequence[Scene], calls: Sequence[Call], progress: Progress = ignore
+) -> dict[tuple[str, str], Tensor]:
+    """Maps (n, R, h, w) of one method that has passes of its own, by method and call key.
+
+    Args:
+        method: a name in :data:`OWN_PASSES`.
+        scenes: the images.
+        calls: where.
+        progress: called with the number of maps done, and of all.
+
+    Raises:
+        LayerError: the method does not fit the network or the call.
+    """
+    maps: dict[tuple[str, str], Tensor] = {}
+    total = len(calls) * len(scenes)
+    for number, call in enumerate(calls):
+        parts = []
+        for image, scene in enumerate(scenes):
+            part = OWN_PASSES[method](scene, call, ignore).float().cpu()
+            parts.append(part.expand(scene.target.indices.shape[1], -1, -1))
+            progress(number * len(scenes) + image + 1, total)
+        maps[method, call.key] = torch.stack(parts)
+    return maps
 
 
 class Maps(Mapping[tuple[str, str], Tensor]):
@@ -140,13 +227,73 @@ def _unit(maps: Tensor) -> Tensor:
 
 
 def default_layers(calls: Sequence[Call]) -> tuple[Call, ...]:
-    """Every convolution with a spatial output."""
-    return tuple(call for call in calls if call.kind == "convolution" and has_maps(call))
+    """Every convolution with maps; of transformers also the normalizations of their tokens."""
+    tokens = any(call.kind == "attention" or call.token_grid is not None for call in calls)
+    return tuple(
+        call
+        for call in calls
+        if has_maps(call)
+        and (call.kind == "convolution" or (tokens and call.kind == "normalization" and call.layout in ("NTC", "NHWC")))
+    )
 
 
 def has_maps(call: Call) -> bool:
-    """Whether a call's output has positions to make a map of."""
-    return call.spatial_shape is not None
+    """Whether a call's output has positions to make a map of, and the model's output depends on them."""
+    return call.map_shape is not None and call.reaches_output
+
+
+def selected_layers(calls: Sequence[Call], layers: Sequence[str] | str | None) -> tuple[Call, ...]:
+    """The calls with maps among those that the user names; None for :func:`default_layers`.
+
+    Raises:
+        LayerError: a call that was named by its key has no maps, or none has.
+    """
+    chosen = default_layers(calls) if layers is None else select(calls, layers)
+    usable = tuple(call for call in chosen if has_maps(call))
+    named = set() if layers is None else {layers} if isinstance(layers, str) else set(layers)
+    without = [call for call in chosen if not has_maps(call) and (call.key in named or not usable)]
+    if without and without[0].map_shape is None:
+        raise LayerError(
+            f"layer {without[0].key!r} has no spatial output, so no map; choose a layer with an (N, C, H, W) output"
+        )
+    if without:
+        raise LayerError(
+            f"the model's output does not depend on the positions of layer {without[0].key!r}, so its maps are all "
+            'zero; choose a layer before it, as "last" does'
+        )
+    if not usable:
+        raise LayerError("the model has no convolution with a spatial output; name layers with one")
+    return usable
+
+
+def own_layers(method: str, scene: Scene, layers: Sequence[str] | str | None) -> tuple[Call, ...]:
+    """The calls where a method with passes of its own is taken: those named, or the one that "last" means for it.
+
+    Raises:
+        LayerError: there is none; the message says what the method needs.
+    """
+    names = ["last"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
+    if "last" not in names or method in ("ablation-cam", "score-cam"):
+        if method == "attention-rollout":
+            return tuple(call for call in select(scene.calls, names) if call.kind == "attention") or select(
+                scene.calls, names
+            )
+        return selected_layers(scene.calls, names)
+    if method == "cam":
+        found = pooled_call(scene)
+        if found is None:
+            raise LayerError(
+                "cam needs a model whose logits are a linear layer of the mean of some layer's output; this one has no "
+                "such head (or a functional operation lies between); grad-cam and hires-cam need none"
+            )
+    else:
+        found = next((c for c in reversed(scene.calls) if c.kind == "attention" and c.token_grid is not None), None)
+        if found is None:
+            raise LayerError(
+                "attention-rollout needs a transformer with attention over all tokens of the image; "
+                "use grad-cam or hires-cam for this network"
+            )
+    return (found,)
 
 
 def class_activation_maps(
@@ -154,19 +301,24 @@ def class_activation_maps(
     images: Tensor,
     methods: Sequence[str] = ("grad-cam",),
     layers: Sequence[str] | str | None = None,
-    targets: Any = None,
+    targets: Targets = None,
     forward: Forward | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Maps:
     """Class activation maps of many layers by many methods, from one forward and one backward per target.
 
+    `cam`, `ablation-cam`, `score-cam` and `attention-rollout` take passes of their own, image by image; where no layers
+    are named, at the last one only.
+
     Args:
-        model: any network; nothing of it is changed.
+        model: any network; nothing of it is changed. Half-precision weights are copied to float32 first.
         images: preprocessed, shape (N, C, H, W).
-        methods: method names; see :data:`interpret.functional.cam.METHODS`.
+        methods: method names; see :data:`interpret.functional.cam.MAP_METHODS`.
         layers: module names, call keys, globs, "last", "stages"; None for every convolution.
         targets: None for the predicted class of each image, an int, one int per image, an (N, R) array, or a callable
-            ``outputs -> (N,)`` scores.
+            ``outputs -> (N,)`` scores; see :func:`interpret.targets.resolve`.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
+        progress: called with (method, done, total) by the methods that take long.
 
     Returns:
         Raw maps at each layer's own resolution.
@@ -178,32 +330,21 @@ def class_activation_maps(
     >>> class_activation_maps(net, torch.rand(2, 3, 8, 8), layers="last")["grad-cam", "0"].shape
     torch.Size([2, 6, 6])
     """
-    model = unwrap(model)
-    check_methods(methods)
+    methods = check_methods(methods)
+    model, images = in_float32(unwrap(model), images)
+    report = progress or (lambda method, done, total: None)
     with undisturbed(model):
-        table = trace(model, images, forward).calls
-        calls = default_layers(table) if layers is None else select(table, layers)
-        flat = [call.key for call in calls if not has_maps(call)]
-        if layers is not None:
-            named = {layers} if isinstance(layers, str) else set(layers)
-            refused = [key for key in flat if key in named] or (flat if len(flat) == len(calls) else [])
-            if refused:
-                raise LayerError(
-                    f"layer {refused[0]!r} has no spatial output, so no map; choose a layer with an (N, C, H, W) output"
-                )
-            calls = tuple(call for call in calls if has_maps(call))
-        if not calls:
-            raise LayerError("the model has no convolution with a spatial output; name layers with one")
-        taken = MapPass(calls, methods)
-        with visiting(model, calls, lambda call, module, source, output: taken.attach(call, output)):
-            scores, indices = target_scores(run(model, images, forward), targets)
-        taken.backward(scores)
-    many = scores.shape[1] > 1
-    result: dict[tuple[str, str], Tensor] = {}
-    for method in taken.methods:
-        for call in calls:
-            parts = taken.maps.get((method, call.key))
-            if parts:
-                stack = torch.stack(parts * scores.shape[1] if method == "eigen-cam" else parts, 1)
-                result[method, call.key] = stack if many else stack[:, 0]
-    return Maps(result, indices)
+        table = trace(model, images, forward, counted=False).calls
+        own = [method for method in methods if method in OWN_PASSES]
+        calls = selected_layers(table, layers) if len(own) < len(methods) else ()
+        maps, target = one_pass(model, images, calls, methods, targets, forward)
+        scenes = [
+            Scene(model, images[number : number + 1], number, target, table, forward) for number in range(len(images))
+        ]
+        for method in own:
+            where = own_layers(method, scenes[0], layers)
+            maps |= own_pass(method, scenes, where, lambda done, total, method=method: report(method, done, total))  # type: ignore[misc]
+    many = target.indices.shape[1] > 1
+    order = {call.key: call.position for call in table}
+    names = sorted(maps, key=lambda name: (methods.index(name[0]), order[name[1]]))
+    return Maps({name: maps[name] if many else maps[name][:, 0] for name in names}, target.indices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import inspect
+import math
 import time
 import warnings
 from collections import Counter
@@ -26,6 +27,8 @@ from interpret.evidence import Call, ReceptiveField
 from interpret.receptive_fields import ReceptiveFields
 
 Forward = Callable[[nn.Module, Tensor], Any]
+
+MOST_PREFIX_TOKENS = 16  # class, distillation and register tokens before those of the image
 
 _ACTIVATION_MODULE = "torch.nn.modules.activation"
 
@@ -159,19 +162,30 @@ def output_tensor(output: Any) -> Tensor | None:
     return output if isinstance(output, Tensor) and output.is_floating_point() else None
 
 
+def with_output(output: Any, tensor: Tensor) -> Any:
+    """A module's output with another tensor in the place of :func:`output_tensor`."""
+    if isinstance(output, Tensor):
+        return tensor
+    if hasattr(output, "_replace"):
+        return output._replace(**{output._fields[0]: tensor})
+    return type(output)((tensor, *output[1:]))
+
+
 def input_tensor(arguments: Sequence[Any], keywords: Mapping[str, Any] | None = None) -> Tensor | None:
     """The first tensor among a module's arguments."""
     values = [*arguments, *(keywords or {}).values()]
     return next((value for value in values if isinstance(value, Tensor)), None)
 
 
-def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> Trace:
+def trace(model: nn.Module, images: Tensor, forward: Forward | None = None, *, counted: bool = True) -> Trace:
     """One forward of the first image: the call table, overwritten outputs, multiply-adds and torchinfo's table.
 
     Args:
         model: any network; call it inside :func:`undisturbed`.
         images: preprocessed, shape (N, C, H, W).
         forward: how to run it; see :func:`run`.
+        counted: whether to count multiply-adds, follow receptive fields and make torchinfo's table; without, it costs
+            one bare forward.
 
     Raises:
         InterpretError: the model fails on the image.
@@ -181,6 +195,10 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> T
     summary, summary_error = "", ""
     fused = without_onednn() if recorder.has_fused_recurrence else nullcontext()
     # the fused kernels of attention and recurrence are opaque to the counter of multiply-adds
+    if not counted:
+        with torch.no_grad(), recorder.watching():
+            run(model, image, forward)
+        return _with_reach(recorder, recorder.finish("", "not asked for", image), model, image, forward)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), fused:
         arguments = _Arguments((image,), {}) if forward is None else _arguments_of(model, image, forward)
         with recorder.watching(), recorder.flops, recorder.following(arguments):
@@ -206,7 +224,94 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None) -> T
                 run(model, image, forward)
             finally:
                 clear_cached_forward_pass()  # torchinfo would keep the model alive in a global
-    return recorder.finish(summary, summary_error)
+    return _with_reach(recorder, recorder.finish(summary, summary_error, image), model, image, forward)
+
+
+def _with_reach(recorder: _Recorder, traced: Trace, model: nn.Module, image: Tensor, forward: Forward | None) -> Trace:
+    """Mark the calls that the output does not depend on, where there may be some: see :func:`_reaching`."""
+    if traced.output_shape is not None and not any(call.prefix_tokens for call in traced.calls):
+        return traced
+    reached = _reaching(model, image, traced.calls, forward)
+    calls = [replace(call, reaches_output=call.key in reached) for call in traced.calls]
+    return replace(traced, calls=tuple(_mark_last(calls, recorder.detects)))
+
+
+def _reaching(model: nn.Module, image: Tensor, calls: Sequence[Call], forward: Forward | None) -> set[str]:
+    """Keys of the calls with positions that the output depends on; of all calls where that cannot be found out.
+
+    A last block that hands on only its class token, and heads beside the one that answers, have none. The gradient that
+    is sent back is NaN: it passes where there is a path, whatever the weights are (a head may still be all zeros).
+    """
+    every = {call.key for call in calls}
+    by_key = {call.key: call for call in calls}
+    leaves: dict[str, Tensor] = {}
+    executions: Counter[str] = Counter()
+    names = {module: canonical_name(name) for name, module in model.named_modules()}
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        tensor = output_tensor(output)
+        if tensor is None:
+            return None
+        name, occurrence = names[module], executions[names[module]]
+        executions[name] += 1
+        call = by_key.get(f"{name}#{occurrence}" if occurrence else name)
+        if call is None or call.map_shape is None or call.output_shape != tuple(tensor.shape):
+            return None
+        if tensor.requires_grad:
+            leaves[call.key] = tensor
+            return None
+        leaf = leaves[call.key] = tensor.detach().requires_grad_()
+        return with_output(output, leaf.clone() if call.overwritten else leaf)
+
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with ExitStack() as stack, torch.enable_grad():
+        for parameter in parameters:
+            stack.callback(parameter.requires_grad_, True)
+            parameter.requires_grad_(False)
+        for module in names:
+            stack.callback(module.register_forward_hook(hook).remove)
+        scores = [tensor for tensor in scores_in(run(model, image, forward)) if tensor.requires_grad]
+        if not scores or not leaves:
+            return every
+        nothing = [torch.full_like(score, torch.nan) for score in scores]
+        try:
+            gradients = torch.autograd.grad(scores, list(leaves.values()), nothing, allow_unused=True)
+        except RuntimeError:  # operations without a backward
+            return every
+    reached = {
+        key
+        for key, gradient in zip(leaves, gradients, strict=True)
+        if gradient is not None and bool(features(gradient, by_key[key]).isnan().any())
+    }
+    return reached or every
+
+
+def scores_in(output: Any) -> list[Tensor]:
+    """The tensors of a model's output that say what it decides: logits, or the scores of detections."""
+    if isinstance(output, Mapping):
+        return scores_in(next((output[key] for key in ("logits", "out", "scores") if key in output), None))
+    if hasattr(output, "logits"):
+        return scores_in(output.logits)
+    if isinstance(output, list | tuple) and output and isinstance(output[0], Mapping):
+        return [tensor for item in output for tensor in scores_in(item)]
+    tensor = output_tensor(output)
+    return [] if tensor is None else [tensor]
+
+
+def features(tensor: Tensor, call: Call) -> Tensor:
+    """A call's output, or a tensor of its shape, as (n, C, H, W): a view.
+
+    Raises:
+        ValueError: the call has no positions.
+    """
+    if call.layout == "NCHW":
+        return tensor
+    if call.layout == "NHWC":
+        return tensor.permute(0, 3, 1, 2)
+    if call.token_grid is None:
+        raise ValueError(f"call {call.key!r} has no positions")
+    view: Tensor = tensor[:, call.prefix_tokens :].transpose(1, 2).unflatten(2, call.token_grid)
+    return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,6 +438,7 @@ class _Recorder:
         self.started: list[_Started] = []
         self.before = 0
         self.output: Tensor | None = None
+        self.detects = False
         self.fields: ReceptiveFields | None = None
         self.counted_by_torchinfo: dict[str, int] = {}
         self.clock = time.perf_counter()
@@ -399,12 +505,13 @@ class _Recorder:
 
     def _root(self, module: nn.Module, arguments: Any, output: Any) -> None:
         self.output = output_tensor(output)
+        self.detects = isinstance(output, list | tuple) and any(isinstance(item, Mapping) for item in output)
 
-    def finish(self, summary: str, summary_error: str) -> Trace:
+    def finish(self, summary: str, summary_error: str, image: Tensor) -> Trace:
         calls: list[Call] = []
         executions: dict[str, int] = {}
         producers: dict[int, str] = {}
-        layouts = _layouts(self.seen)
+        layouts, certain = _layouts(self.seen)
         for position, seen in enumerate(self.seen):
             occurrence = executions.get(seen.name, 0)
             executions[seen.name] = occurrence + 1
@@ -433,9 +540,13 @@ class _Recorder:
                     overwritten=seen.output._version != seen.version,
                     weight_shape=_weight_shape(seen.module),
                     receptive_field=seen.receptive_field,
+                    token_grid=None,
+                    reaches_output=True,
+                    last=False,
                 )
             )
-        calls = _mark_stage_ends(calls)
+        calls = _with_positions(calls, certain, (image.shape[-2], image.shape[-1]))
+        calls = _mark_last(_mark_stage_ends(calls), self.detects)
         calls, unused = _assign_tensors(self.model, calls)
         whole = None if self.output is None else _one_image(self.output)
         total = (self.flops.get_total_flops() - self.before) // 2
@@ -465,8 +576,8 @@ def _one_image(tensor: Tensor) -> tuple[int, ...]:
     return tuple(int(size) for size in tensor.shape)
 
 
-def _layouts(seen: Sequence[_Seen]) -> list[str]:
-    """Where the channels lie in every output.
+def _layouts(seen: Sequence[_Seen]) -> tuple[list[str], list[bool]]:
+    """Where the channels lie in every output, and whether that is certain.
 
     Some modules leave no doubt: convolutions, pooling and BatchNorm have them second, linear layers and LayerNorm last,
     in their input too. Others hand a tensor on, or keep the layout of an input of the same shape; that is followed by
@@ -479,7 +590,7 @@ def _layouts(seen: Sequence[_Seen]) -> list[str]:
             last[id(item.output)] = known
             if item.input is not None:
                 last.setdefault(id(item.input), known)
-    layouts = []
+    layouts, certain = [], []
     for item in seen:
         known = last.get(id(item.output))
         if known is None and item.input is not None and item.input.shape == item.output.shape:
@@ -490,7 +601,8 @@ def _layouts(seen: Sequence[_Seen]) -> list[str]:
         names = {2: ("NC", "NC"), 3: ("NCL", "NTC"), 4: ("NCHW", "NHWC")}.get(len(shape), ("other", "other"))
         fallback = len(shape) == 3  # tokens, unless a one-dimensional convolution says otherwise
         layouts.append(names[fallback if known is None else known] if shape[:1] == (1,) else "other")
-    return layouts
+        certain.append(known is not None)
+    return layouts, certain
 
 
 def _channels_last(module: nn.Module, output: Tensor) -> bool | None:
@@ -505,6 +617,82 @@ def _channels_last(module: nn.Module, output: Tensor) -> bool | None:
     return False if isinstance(module, channels_second) else None
 
 
+def _with_positions(calls: Sequence[Call], certain: Sequence[bool], image: tuple[int, int]) -> list[Call]:
+    """Tell windows and attention matrices from pictures, and find the grid in which the tokens of sequences lie.
+
+    Outputs (1, a, b, C) are windows of tokens unless a to b is as the image's height to its width, and an output of
+    four axes whose module does not say where the channels lie is a picture only if it has a picture's size. A sequence
+    belongs to the nearest picture before it that has as many positions, or up to 16 fewer: tokens in front that are no
+    part of the image. Else to one of half its sides, or, in a network without any picture, of the image's proportions.
+
+    Args:
+        calls: the call table.
+        certain: whether a call's layout follows from its module or its neighbours.
+        image: (H, W) of the image.
+    """
+    proportion = image[0] / image[1]
+    sizes = {call.spatial_shape for call, sure in zip(calls, certain, strict=True) if sure and call.spatial_shape}
+    grids: list[tuple[int, int]] = []
+    placed = []
+    for call, sure in zip(calls, certain, strict=True):
+        if call.layout == "NHWC":
+            height, width = call.output_shape[1:3]
+            if abs(height - width * proportion) > 1 and abs(width - height / proportion) > 1:
+                call = replace(call, layout="NWTC")
+        elif call.layout == "NCHW" and not sure and sizes and call.spatial_shape not in sizes:
+            call = replace(call, layout="other")
+        elif call.layout == "NTC":
+            call = replace(call, token_grid=_token_grid(call.output_shape[1], grids, proportion))
+        if call.map_shape is not None and call.map_shape not in grids[-1:]:
+            grids.append(call.map_shape)
+        placed.append(call)
+    return placed
+
+
+def _token_grid(tokens: int, grids: Sequence[tuple[int, int]], proportion: float) -> tuple[int, int] | None:
+    for height, width in reversed(grids):
+        if height * width > 1 and 0 <= tokens - height * width <= MOST_PREFIX_TOKENS:
+            return height, width
+    for height, width in reversed(grids):
+        half = -(-height // 2), -(-width // 2)
+        if tokens == math.prod(half):
+            return half
+    if grids:
+        return None
+    for count in range(tokens, max(1, tokens - MOST_PREFIX_TOKENS - 1), -1):
+        height = round(math.sqrt(count * proportion))
+        if height and count % height == 0 and abs(height - count / height * proportion) < 1e-6:
+            return height, count // height
+    return None
+
+
+def _mark_last(calls: Sequence[Call], detects: bool) -> list[Call]:
+    """Mark the call that "last" names: the last convolution with positions that reach the output.
+
+    Where calls with channels last follow it (tokens; Swin's and ConvNeXt's pictures) it is the last of those, or the
+    picture after them. Of detectors, whose pyramid ends in small side branches, it is the last convolution with the
+    most channels.
+    """
+    usable = [
+        call for call in calls if call.reaches_output and call.map_shape is not None and math.prod(call.map_shape) > 1
+    ]
+    convolutions = [call for call in usable if call.kind == "convolution"]
+    chosen = (convolutions or usable)[-1:]
+    if detects and convolutions:
+        widest = max(call.channels for call in convolutions)
+        chosen = [call for call in convolutions if call.channels == widest][-1:]
+    elif chosen and any(_mixes_positions(call) for call in calls[chosen[0].position :]):
+        streams = [call for call in usable if call.kind in ("normalization", "container", "convolution")]
+        chosen = (streams or usable)[-1:]
+    if not chosen:  # nothing has more than one position
+        chosen = [call for call in calls if call.kind == "convolution"][-1:]
+    return [replace(call, last=call in chosen) for call in calls]
+
+
+def _mixes_positions(call: Call) -> bool:
+    return call.layout in ("NTC", "NHWC", "NWTC") or call.kind == "attention"
+
+
 def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
     """A stage ends at the last call of each spatial size over 1 x 1, among those that lie in the fewest other calls.
 
@@ -514,7 +702,7 @@ def _mark_stage_ends(calls: Sequence[Call]) -> list[Call]:
     kinds = {call.name: call.kind for call in calls if call.name}
     last: dict[tuple[int, int], tuple[int, int]] = {}
     for call in calls:
-        size = call.spatial_shape
+        size = call.map_shape
         parts = call.name.split(".")
         around = [kinds[outer] for end in range(1, len(parts)) if (outer := ".".join(parts[:end])) in kinds]
         if size is None or max(size) == 1 or "convolution" in around:  # padding inside a convolution is no stage
@@ -562,9 +750,8 @@ def select(calls: Sequence[Call], layers: Sequence[str] | str | None) -> tuple[C
 
     Args:
         calls: the call table.
-        layers: module names (all executions), call keys, globs, "last" (the last convolution), "stages" (stage ends),
-            or a list of these;
-            None for all.
+        layers: module names (all executions), call keys, globs, "last" (see :class:`interpret.evidence.Call`), "stages"
+            (stage ends), or a list of these; None for all.
 
     Raises:
         LayerError: a name matches nothing.
@@ -574,8 +761,7 @@ def select(calls: Sequence[Call], layers: Sequence[str] | str | None) -> tuple[C
     chosen: set[str] = set()
     for pattern in [layers] if isinstance(layers, str) else layers:
         if pattern == "last":
-            convolutions = [call.key for call in calls if call.kind == "convolution"]
-            matches = convolutions[-1:]
+            matches = [call.key for call in calls if call.last]
         elif pattern == "stages":
             matches = [call.key for call in calls if call.stage_end]
         else:

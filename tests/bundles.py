@@ -423,6 +423,9 @@ def _call(
         overwritten=False,
         weight_shape=next((weights[name].shape for name in learned if weights[name].ndim > 1), None),
         receptive_field=None,
+        token_grid=None,
+        reaches_output=True,
+        last=record.kind == "convolution" and all(other.kind != "convolution" for other in later),
     )
 
 

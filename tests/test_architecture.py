@@ -16,6 +16,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "functional.cam": ({"errors"}, {"torch"}),
     "functional.similarity": ({"errors"}, {"numpy", "scipy"}),
     "functional.statistics": ({"errors"}, {"numpy"}),
+    "functional.faithfulness": ({"errors"}, {"numpy", "scipy"}),
     "functional.agreement": ({"errors"}, {"numpy", "scipy"}),
     "specs": ({"errors"}, set()),
     "checkpoint": ({"errors"}, {"torch", "safetensors"}),
@@ -27,11 +28,27 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "receptive_fields": ({"evidence"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "tracing": ({"errors", "evidence", "receptive_fields"}, {"torch", "torchinfo"}),
-    "targets": ({"errors", "evidence", "tracing"}, {"torch", "numpy"}),
+    "targets": ({"errors", "evidence", "tracing"}, {"torch", "torchvision", "numpy"}),
     "hooks": ({"errors", "evidence", "tracing", "targets"}, {"torch", "numpy"}),
-    "maps": ({"errors", "evidence", "functional", "tracing", "targets", "hooks"}, {"torch"}),
+    "replay": ({"errors", "evidence", "tracing", "targets"}, {"torch"}),
+    "perturbation": ({"errors", "evidence", "functional", "tracing", "targets", "hooks", "replay"}, {"torch"}),
+    "attention": ({"errors", "evidence", "functional", "tracing", "hooks", "perturbation"}, {"torch"}),
+    "maps": (
+        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "perturbation", "attention"},
+        {"torch"},
+    ),
+    "gradients": ({"errors", "evidence", "functional", "tracing", "targets", "hooks", "maps"}, {"torch", "numpy"}),
+    "faithfulness": (
+        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "maps"},
+        {"torch", "numpy", "scipy"},
+    ),
+    "feature_visualization": (
+        {"errors", "evidence", "tracing", "targets", "hooks", "gradients"},
+        {"torch", "numpy"},
+    ),
     "collectors": (
-        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors"},
+        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors"}
+        | {"gradients", "perturbation", "faithfulness", "feature_visualization"},
         {"torch", "numpy"},
     ),
     "auditing": (

@@ -434,7 +434,7 @@ def test_outputs_that_are_mappings() -> None:
     maps = interpret.class_activation_maps(Dictionary(), IMAGES)
     assert maps["grad-cam", "conv"].shape == (3, 6, 6)
     with pytest.raises(LayerError, match=r"not \(N, K\) logits"):
-        interpret.class_activation_maps(nn.Conv2d(3, 4, 3), IMAGES, layers=[""])
+        interpret.class_activation_maps(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2)), IMAGES, layers="last")
 
 
 def test_torchinfo_failing_is_not_the_models_fault(monkeypatch: pytest.MonkeyPatch, zoo: Zoo) -> None:

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import interpret
 from interpret.errors import InterpretError, LayerError
-from interpret.functional.cam import METHODS
+from interpret.functional.cam import ONE_PASS_METHODS as METHODS
 from interpret.maps import Maps
 from networks import lite0, lively, photos, without_in_place
 

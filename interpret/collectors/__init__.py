@@ -111,6 +111,6 @@ def channel_view(output: Tensor, layout: str) -> Tensor:
     """The output as (n, C, M): channels apart from positions; a view where the memory allows."""
     if layout in ("NCHW", "NCL", "NC"):
         return output.reshape(output.shape[0], output.shape[1], -1)
-    if layout in ("NHWC", "NTC"):
+    if layout in ("NHWC", "NWTC", "NTC"):
         return output.reshape(output.shape[0], -1, output.shape[-1]).transpose(1, 2)
     return output.reshape(output.shape[0], 1, -1)

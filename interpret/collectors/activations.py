@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from interpret.collectors import Array, Collector, Observation, Record, Setting, arrays
+from interpret.tracing import features
 
 CHANNELS = 64
 SIDE = 56
@@ -24,17 +25,16 @@ class Activations(Collector):
     def observe(self, seen: Observation) -> None:
         """Keep one chunk of one call, if it is displayed."""
         call = seen.call
-        if call.key not in self.setting.pictures or seen.first >= self.setting.displayed or call.spatial_shape is None:
+        if call.key not in self.setting.pictures or seen.first >= self.setting.displayed or call.map_shape is None:
             return
-        features = seen.output if call.layout == "NCHW" else seen.output.permute(0, 3, 1, 2)
-        features = features[: self.setting.displayed - seen.first, :CHANNELS].float()
-        height, width = features.shape[2:]
+        images = features(seen.output, call)[: self.setting.displayed - seen.first, :CHANNELS].float()
+        height, width = images.shape[2:]
         if max(height, width) > SIDE:
-            features = functional.adaptive_avg_pool2d(features, (min(height, SIDE), min(width, SIDE)))
-        features = torch.nan_to_num(features)
-        minimum, maximum = features.amin((2, 3)), features.amax((2, 3))
+            images = functional.adaptive_avg_pool2d(images, (min(height, SIDE), min(width, SIDE)))
+        images = torch.nan_to_num(images)
+        minimum, maximum = images.amin((2, 3)), images.amax((2, 3))
         span = (maximum - minimum)[..., None, None]
-        scaled = (features - minimum[..., None, None]).mul_(torch.where(span > 0, 255 / span, 0.0)).round_()
+        scaled = (images - minimum[..., None, None]).mul_(torch.where(span > 0, 255 / span, 0.0)).round_()
         values = scaled.to(torch.uint8)
         self.parts.setdefault(call.key, []).append(tuple(part.cpu().numpy() for part in (values, minimum, maximum)))  # type: ignore[arg-type]
 
@@ -45,4 +45,4 @@ class Activations(Collector):
             for index, field in enumerate(("values", "minimum", "maximum")):
                 if call.key in self.parts:
                     kept[f"{call.key}/{field}"] = np.concatenate([part[index] for part in self.parts[call.key]])
-        return arrays("activations", kept, "" if kept else "no call with pictures has a spatial output")
+        return arrays("activations", kept, "" if kept else "no call with pictures has positions")

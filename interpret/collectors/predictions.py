@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional
 
 from interpret.collectors import Collector, Record, Setting, arrays
 from interpret.errors import LayerError
@@ -13,7 +14,7 @@ from interpret.targets import logits_of
 
 
 class Predictions(Collector):
-    """Keeps the (N, K) logits."""
+    """Keeps the (N, K) logits; K = 2 where one logit tells two classes apart."""
 
     name = "predictions"
 
@@ -25,9 +26,13 @@ class Predictions(Collector):
     def predict(self, output: Any, first: int) -> None:
         """Keep the logits of a chunk."""
         try:
-            self.logits.append(logits_of(output).detach().float().cpu())
+            logits = logits_of(output).detach().float().cpu()
         except LayerError as error:
             self.skipped = str(error)
+            return
+        if logits.shape[1] == 1:  # one logit for two classes: as a pair with the same probabilities
+            logits = functional.pad(logits, (1, 0))
+        self.logits.append(logits)
 
     def record(self) -> Record:
         """``logits`` of predictions.npz."""

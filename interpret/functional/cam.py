@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from interpret.errors import LayerError, did_you_mean
 
@@ -98,18 +99,33 @@ CAM_METHODS: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "elementwise-grad-cam": elementwise_grad_cam,
 }
 EIGEN_METHODS = ("eigen-cam", "eigen-grad-cam")
-METHODS = (*CAM_METHODS, *EIGEN_METHODS)
+ONE_PASS_METHODS = (*CAM_METHODS, *EIGEN_METHODS)  # one forward and one backward serve all of them, at all layers
+OWN_PASS_METHODS = ("cam", "ablation-cam", "score-cam", "attention-rollout")
+MAP_METHODS = (*ONE_PASS_METHODS, *OWN_PASS_METHODS)
+ATTRIBUTION_METHODS = (
+    "saliency",
+    "input-x-gradient",
+    "guided-backprop",
+    "deconvnet",
+    "integrated-gradients",
+    "smooth-grad",
+    "guided-grad-cam",
+    "full-grad",
+)
 
 
-def check_methods(methods: Sequence[str]) -> tuple[str, ...]:
+def check_methods(methods: Sequence[str], known: Sequence[str] = MAP_METHODS) -> tuple[str, ...]:
     """The methods, without repetition.
 
     Raises:
-        LayerError: one of them is unknown.
+        LayerError: one of them is not among the known ones.
     """
     for method in methods:
-        if method not in METHODS:
-            raise LayerError(f"unknown method {method!r}{did_you_mean(method, METHODS)}; known: {', '.join(METHODS)}")
+        if method in known:
+            continue
+        if method in ATTRIBUTION_METHODS:
+            raise LayerError(f"{method!r} gives no maps of layers but attributions of the input: interpret.attribution")
+        raise LayerError(f"unknown method {method!r}{did_you_mean(method, known)}; known: {', '.join(known)}")
     return tuple(dict.fromkeys(methods))
 
 
@@ -145,6 +161,100 @@ def gradient_maps(activations: Tensor, gradients: Tensor, methods: Sequence[str]
     if "eigen-grad-cam" in methods:
         result["eigen-grad-cam"] = eigen_cam(activations * gradients)
     return result
+
+
+def cam(activations: Tensor, weights: Tensor) -> Tensor:
+    """CAM: sum_k w_k A_k with the weights of a linear head that reads the mean of A; it has no ReLU.
+
+    Args:
+        activations: A of one image, shape (C, H, W).
+        weights: the head's rows of the targets, shape (R, C).
+
+    Returns:
+        Shape (R, H, W), signed; its mean is the logit without the bias.
+
+    Source: Zhou et al. 2016, eq. 2, arXiv:1512.04150.
+    """
+    return torch.einsum("rk,khw->rhw", weights, activations)
+
+
+def ablation_cam(activations: Tensor, score: Tensor, ablated: Tensor) -> Tensor:
+    """Ablation-CAM: ReLU(sum_k w_k A_k) with w_k = (Y - Y_k) / abs(Y), Y_k the score without channel k.
+
+    The paper divides by Y; with abs(Y) a channel that supports a target of negative score keeps a positive weight. A
+    score of exactly 0 divides nothing.
+
+    Args:
+        activations: A of one image, shape (C, H, W).
+        score: Y of the targets, shape (R,).
+        ablated: Y_k, shape (C, R).
+
+    Returns:
+        Shape (R, H, W), non-negative, in the units of A.
+
+    Source: Desai & Ramaswamy 2020, eq. 5-7, doi:10.1109/WACV45572.2020.9093360.
+    """
+    weights = (score - ablated) / torch.where(score == 0, 1.0, score.abs())
+    return torch.einsum("kr,khw->rhw", weights, activations).clamp_min(0.0)
+
+
+def channel_masks(activations: Tensor, size: tuple[int, int]) -> Tensor:
+    """Each channel as a mask in [0, 1] over the image: bilinear, then min-max; zeros where it is constant.
+
+    Args:
+        activations: shape (C, H, W).
+        size: (H, W) of the image.
+
+    Returns:
+        Shape (C, *size).
+    """
+    masks = functional.interpolate(activations[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = masks.amin((1, 2), keepdim=True), masks.amax((1, 2), keepdim=True)
+    return (masks - low).div_(torch.where(high > low, high - low, 1.0))
+
+
+def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
+    """Score-CAM: ReLU(sum_k w_k A_k), w the softmax over the channels of the scores of the masked images.
+
+    Channels that are constant mask nothing and have no weight.
+
+    Args:
+        activations: A of one image, shape (C, H, W).
+        scores: of the image times each channel's mask, shape (C, R).
+
+    Returns:
+        Shape (R, H, W), non-negative, in the units of A.
+
+    Source: Wang et al. 2020, eq. 2-5, arXiv:1910.01279.
+    """
+    flat = activations.flatten(1)
+    varies = flat.amax(1) > flat.amin(1)
+    if not varies.any():
+        return activations.new_zeros(scores.shape[1], *activations.shape[1:])
+    weights = torch.where(varies[:, None], scores, -torch.inf).softmax(0)
+    return torch.einsum("kr,khw->rhw", weights, activations).clamp_min(0.0)
+
+
+def attention_rollout(attentions: Tensor, prefix: int) -> Tensor:
+    """Attention rollout: what each image token hands to the class token through all blocks.
+
+    The product over the blocks of (A + I) / 2, the identity for the residual path; of it the first row, or the mean of
+    all rows where there is no class token. It knows no class: it is the same for every target.
+
+    Args:
+        attentions: A of every block, averaged over the heads, rows that sum to 1, shape (L, T, T).
+        prefix: tokens before those of the image.
+
+    Returns:
+        Shape (T - prefix,), non-negative.
+
+    Source: Abnar & Zuidema 2020, arXiv:2005.00928.
+    """
+    identity = torch.eye(attentions.shape[-1], dtype=attentions.dtype, device=attentions.device)
+    rows = identity[:1] if prefix else identity.mean(0, keepdim=True)
+    for attention in attentions.flip(0):  # a row times the blocks from the last to the first
+        rows = (rows @ attention + rows) / 2
+    return rows[0, prefix:]
 
 
 def eigen_cam(features: Tensor) -> Tensor:
