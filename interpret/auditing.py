@@ -8,7 +8,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 import interpret
 from interpret import hooks
 from interpret.checkpoint import Checkpoint, state_sha256
-from interpret.collectors import Array, Collector, Observation, Record, Setting
+from interpret.collectors import Array, Chunk, Collector, Observation, Record, Setting
 from interpret.collectors.activations import Activations
+from interpret.collectors.attributions import Attributions
 from interpret.collectors.gram import Gram
 from interpret.collectors.kernels import Kernels
 from interpret.collectors.maps import Maps
@@ -33,15 +34,18 @@ from interpret.collectors.summary import Summary
 from interpret.collectors.weights import Weights
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
-from interpret.functional.cam import check_methods
+from interpret.functional.cam import ATTRIBUTION_METHODS, MAP_METHODS, ONE_PASS_METHODS, check_methods
 from interpret.images import ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
 from interpret.memory import available_bytes, size_in_words
 from interpret.preprocessing import Preprocessing
-from interpret.targets import are_several, in_words, target_scores
+from interpret.targets import Target, Targets, are_several, in_words, resolve
 from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, without_onednn
 
-COLLECTORS: tuple[type[Collector], ...] = (Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps)
+COLLECTORS: tuple[type[Collector], ...] = (
+    Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps, Attributions,
+)  # fmt: skip
+METHODS = (*MAP_METHODS, *ATTRIBUTION_METHODS)
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
 REPEATED_IMAGES = 2
 LARGEST_BATCH = {"cpu": 16}  # more gains nothing there
@@ -75,6 +79,8 @@ def audit(
     forward: Forward | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
+    trust: bool = False,
+    features: Mapping[str, Sequence[int]] | None = None,
     skip_broken: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -86,7 +92,7 @@ def audit(
         images: a preprocessed tensor (N, C, H, W); paths (a folder, a glob, or files) with ``preprocessing``; or
             loaded probe images.
         out: folder of the bundle, empty or absent; None for a temporary one that lives as long as the evidence.
-        methods: class activation map methods; an empty sequence for none.
+        methods: class activation map methods, and attributions of the input; an empty sequence for none.
         layers: where pictures and maps are taken; None for convolutions (and, for pictures, stage ends).
         targets: what maps explain: "predicted", "label", a class index, one per image, an (N, R) array, a callable
             ``outputs -> (N,)``, a
@@ -104,6 +110,10 @@ def audit(
             inputs, keywords, a list.
         device: where to run; None for where the model is.
         seed: of everything random.
+        trust: put the maps at stage ends to the test: deletion, insertion, drop, and randomised weights, beside the
+            same of a random map and a centred Gaussian.
+        features: which channels' features to show, by pattern of calls: the image that excites each most, the probe
+            images' patches that do, and what of them does.
         skip_broken: of paths, leave out images that cannot be decoded, and say which.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
@@ -116,7 +126,7 @@ def audit(
     """
     report = progress or (lambda stage, done, total: None)
     clock = _Clock()
-    methods = check_methods(methods)
+    methods = check_methods(methods, METHODS)
     model = unwrap(model)
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InterpretError(f"batch size {batch_size!r} is neither a positive number nor 'auto'")
@@ -132,20 +142,22 @@ def audit(
             traced = trace(model, runner.chunk(0, 1), forward)
             clock.stop("trace")
             _refuse_other_classes(traced, probe, class_names)
-            setting = _setting(model, checkpoint, traced, probe, methods, layers)
+            setting = _setting(model, checkpoint, traced, probe, methods, layers, seed, trust, features or {}, forward)
             size = _chosen_batch_size(traced, reference.device) if isinstance(batch_size, str) else batch_size
             _announce(setting, size, reference.device)
             crew = Crew([collector(setting) for collector in COLLECTORS])
-            _forward(runner, setting, crew, _targets(targets, probe), size, report)
+            explained = _forward(runner, setting, crew, _targets(targets, probe), size, report)
             clock.stop("forward and backward")
             _repeat(runner, setting, crew, report)
             clock.stop("noise floor")
+            _explain(runner, crew, explained, report)
+            clock.stop("passes of their own")
         report("evidence", 0, 1)
         records = crew.records()
         _write(writer, records, probe)
         clock.stop("collect")
         manifest = _manifest(
-            setting, probe, checkpoint, crew, reference, seed, targets, size, class_names, layers, forward
+            setting, probe, checkpoint, crew, reference, seed, targets, size, class_names, layers, forward, records
         )
         journal = {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -263,17 +275,22 @@ def _setting(
     probe: ProbeImages,
     methods: tuple[str, ...],
     layers: Sequence[str] | str | None,
+    seed: int,
+    trust: bool,
+    features: Mapping[str, Sequence[int]],
+    forward: Forward | None,
 ) -> Setting:
     state = state_of(model)
     if checkpoint is not None:
         # as stored: a half-precision file loaded into a float32 model keeps its own identity
         state = {name: checkpoint.state.get(name, tensor) for name, tensor in state.items()}
     if layers is None:
-        pictures = [call for call in trace.calls if (call.kind == "convolution" or call.stage_end) and has_maps(call)]
+        pictures = [call for call in trace.calls if call.map_shape is not None and _pictured(call)]
         maps = list(default_layers(trace.calls))
     else:
         chosen = select(trace.calls, layers)
-        pictures = maps = [call for call in chosen if has_maps(call)]
+        pictures = [call for call in chosen if call.map_shape is not None]
+        maps = [call for call in chosen if has_maps(call)]
     return Setting(
         model=model,
         state=state,
@@ -283,7 +300,17 @@ def _setting(
         pictures=frozenset(call.key for call in pictures),
         maps=frozenset(call.key for call in maps),
         methods=methods,
+        layers=(layers,) if isinstance(layers, str) else None if layers is None else tuple(layers),
+        seed=seed,
+        trust=trust,
+        features=tuple((pattern, tuple(channels)) for pattern, channels in features.items()),
+        forward=forward,
     )
+
+
+def _pictured(call: Call) -> bool:
+    """Whether a call's feature maps are shown where nobody asked for particular ones."""
+    return call.kind == "convolution" or call.stage_end
 
 
 class Crew:
@@ -351,10 +378,24 @@ def _chosen_batch_size(traced: Trace, device: torch.device) -> int:
     return int(max(1, min(most, fitting)))
 
 
+def _passes_of(setting: Setting) -> float:
+    """What the methods cost for one displayed image, in forwards."""
+    methods = set(setting.methods)
+    passes = {"smooth-grad": 75.0, "integrated-gradients": 200.0, "guided-grad-cam": 6.0, "full-grad": 4.0}
+    cost = sum(passes.get(method, 3.0) for method in methods & set(ATTRIBUTION_METHODS))
+    if setting.maps and methods & set(ONE_PASS_METHODS):
+        cost += BACKWARD_COST
+    if "score-cam" in methods:
+        last = [call.key for call in setting.trace.calls if call.last]
+        where = last if setting.layers is None else setting.maps
+        cost += sum(call.channels for call in setting.trace.calls if call.key in where)
+    return cost
+
+
 def _announce(setting: Setting, batch_size: int, device: torch.device) -> None:
     """Say beforehand what long work will take, as measured on the first image."""
     trace, count, displayed = setting.trace, setting.count, setting.displayed
-    passes = count + REPEATED_IMAGES + (BACKWARD_COST * displayed if setting.maps and setting.methods else 0)
+    passes = count + REPEATED_IMAGES + displayed * _passes_of(setting)
     seconds = passes * UNOBSERVED * trace.seconds
     graph = GRAPH_SHARE * trace.activation_bytes * min(displayed, batch_size)
     memory = max(graph, trace.activation_bytes * batch_size)
@@ -384,12 +425,18 @@ def _forward(
     targets: Callable[[int, int], Any],
     batch_size: int,
     report: Progress,
-) -> None:
-    """Every image once; the displayed ones with a graph, so that their maps come from the same forward."""
+) -> list[tuple[int, int, Target, Targets]]:
+    """Every image once; the displayed ones with a graph, so that their maps come from the same forward.
+
+    Returns:
+        Of each chunk of displayed images its bounds, its target, and what resolves to that again.
+    """
+    explained: list[tuple[int, int, Target, Targets]] = []
     count, displayed = setting.count, setting.displayed
+    full = runner.like.dtype not in (torch.float16, torch.bfloat16)
     bounds = sorted({*range(0, displayed, batch_size), displayed, *range(displayed, count, batch_size), count})
     for start, stop in pairwise(bounds):
-        maps = crew.maps if stop <= displayed else None
+        maps = crew.maps if stop <= displayed and full else None
         if maps is not None and not maps.wanted:
             maps = None
         with (
@@ -399,17 +446,35 @@ def _forward(
             output = runner(start, stop)
         with torch.no_grad():
             crew.each(lambda collector, output=output, start=start: collector.predict(output, start))  # type: ignore[misc]
-        if maps is not None:
+        if stop <= displayed and crew.maps is not None and not crew.maps.skipped:
             chosen = targets(start, stop)
             try:
-                scores, indices = target_scores(output, chosen)
+                target = resolve(output, chosen)
+                scores = target.scores(output)
             except LayerError as error:
                 if not isinstance(chosen, str):
                     raise
-                maps.skipped = str(error)  # nothing was asked for, and there is no class to predict
+                crew.maps.skipped = str(error)  # nothing was asked for, and there is no class to predict
                 continue
-            crew.attempt(maps, lambda _, maps=maps, scores=scores, indices=indices: maps.explain(scores, indices))  # type: ignore[misc]
+            crew.attempt(crew.maps, lambda maps, target=target, scores=scores: maps.answer(target, scores))  # type: ignore[misc]
+            known = target.indices.min() >= 0
+            explained.append((start, stop, target, target.indices.numpy() if known else chosen))
         report("forward and backward", stop, count)
+    return explained
+
+
+def _explain(
+    runner: _Runner, crew: Crew, explained: Sequence[tuple[int, int, Target, Targets]], report: Progress
+) -> None:
+    """What needs passes of its own: over the displayed images chunk by chunk, then over all."""
+    model, _ = hooks.in_float32(runner.model, runner.chunk(0, 1))
+    with ExitStack() as stack:
+        if model is not runner.model:
+            stack.enter_context(hooks.undisturbed(model))
+        for start, stop, target, targets in explained:
+            chunk = Chunk(model, runner.chunk(start, stop).float(), start, target, targets, report)
+            crew.each(lambda collector, chunk=chunk: collector.explain(chunk))  # type: ignore[misc]
+        crew.each(lambda collector: collector.survey(model, runner.images.float(), report))
 
 
 def _is_by_image(call: Call, output: Tensor, count: int) -> bool:
@@ -548,6 +613,7 @@ def _manifest(
     class_names: Sequence[str] | None,
     layers: Sequence[str] | str | None,
     forward: Forward | None,
+    records: Sequence[Record],
 ) -> Manifest:
     trace = setting.trace
     dtypes: dict[str, int] = {}
@@ -600,6 +666,10 @@ def _manifest(
             "methods": list(setting.methods),
             "layers": [layers] if isinstance(layers, str) else layers and list(layers),
             "targets": in_words(targets),
+            "refused": {method: reason for record in records for method, reason in record.refused.items()},
+            "notes": {method: note for record in records for method, note in record.notes.items()},
+            "trust": setting.trust,
+            "features": {pattern: list(channels) for pattern, channels in setting.features},
             "display_count": setting.displayed,
             "batch_size": batch_size,
             "forward": None if forward is None else getattr(forward, "__qualname__", type(forward).__name__),

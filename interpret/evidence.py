@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from interpret.errors import EvidenceError
 
 SCHEMA_VERSION = 3
-ARRAY_FILES = ("weights", "layers", "predictions", "maps", "kernels", "activations", "inputs")
+ARRAY_FILES = (
+    "weights", "layers", "predictions", "maps", "attributions", "trust", "features", "kernels", "activations", "inputs",
+)  # fmt: skip
 KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "attention", "container", "other")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock
 
@@ -438,6 +440,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
             {"token_grid": None, "reaches_output": True, "last": call["key"] in convolutions[-1:], **call}
             for call in content["calls"]
         ]
+        content["settings"] = {"refused": {}, "notes": {}, "trust": False, "features": {}, **content["settings"]}
     return content
 
 

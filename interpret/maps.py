@@ -39,8 +39,8 @@ class MapPass:
         methods: names in :data:`interpret.functional.cam.ONE_PASS_METHODS`.
 
     Attributes:
-        maps: (method, key) -> one (n, h, w) float32 CPU tensor per target; a call that the target does not depend on
-            has none from gradients.
+        maps: (method, key) -> target -> (n, h, w) float32 CPU tensor; a target that does not depend on the call has
+            none from gradients.
         blind: the model switched gradients off at one of the calls; see :func:`interpret.hooks.with_gradients`.
     """
 
@@ -48,8 +48,10 @@ class MapPass:
         self.keys = frozenset(call.key for call in calls)
         self.methods = tuple(method for method in methods if method in ONE_PASS_METHODS)
         self.gradient_methods = tuple(method for method in self.methods if method != "eigen-cam")
-        self.maps: dict[tuple[str, str], list[Tensor]] = {}
+        self.maps: dict[tuple[str, str], dict[int, Tensor]] = {}
         self.blind = False
+        self._squares: dict[str, dict[int, Tensor]] = {}
+        self._target = 0
         self._leaves: list[Tensor] = []
         self._handles = ExitStack()
 
@@ -76,26 +78,45 @@ class MapPass:
         """Explain scores of shape (n, R), one backward per target."""
         if self.gradient_methods and self._leaves and scores.requires_grad:
             with self._handles:
-                for target in range(scores.shape[1]):
-                    backward(scores[:, target].sum(), self._leaves, again=target + 1 < scores.shape[1])
+                for self._target in range(scores.shape[1]):
+                    again = self._target + 1 < scores.shape[1]
+                    backward(scores[:, self._target].sum(), self._leaves, again=again)
         self._handles.close()
         self._leaves.clear()
 
     def by_target(self, targets: int) -> dict[tuple[str, str], Tensor]:
-        """The maps (n, R, h, w) by method and call key."""
-        return {
-            (method, key): torch.stack(maps * targets if method in WITHOUT_TARGET else maps, 1)
-            for (method, key), maps in self.maps.items()
-        }
+        """The maps (n, R, h, w) by method and call key; zeros for a target that does not depend on the call."""
+        stacked = {}
+        for (method, key), found in self.maps.items():
+            first = next(iter(found.values()))
+            shared = first if method in WITHOUT_TARGET else torch.zeros_like(first)
+            stacked[method, key] = torch.stack([found.get(target, shared) for target in range(targets)], 1)
+        return stacked
+
+    def squares_by_call(self, calls: Sequence[Call], shape: Sequence[int]) -> Tensor | None:
+        """Mean square of the gradient at every call, shape (n, R, L); zero where the target does not depend on it.
+
+        Args:
+            calls: where.
+            shape: (n, R).
+        """
+        if not self.gradient_methods:
+            return None
+        nothing = torch.zeros(shape[0])
+        found = [self._squares.get(call.key, {}) for call in calls]
+        return torch.stack([torch.stack([by.get(r, nothing) for r in range(shape[1])], 1) for by in found], 2)
 
     def _reduce(self, call: Call, activation: Tensor, gradient: Tensor) -> None:
         with torch.no_grad():
             activations, gradients = features(activation, call).float(), features(gradient, call).float()
+            norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
+            squares = norms.square_().div_(gradients[0].numel()).cpu()
+            self._squares.setdefault(call.key, {})[self._target] = squares
             for method, map_ in gradient_maps(activations, gradients, self.gradient_methods).items():
                 self._keep(method, call, map_)
 
     def _keep(self, method: str, call: Call, map_: Tensor) -> None:
-        self.maps.setdefault((method, call.key), []).append(map_.cpu())
+        self.maps.setdefault((method, call.key), {})[self._target] = map_.cpu()
 
 
 def one_pass(
@@ -105,8 +126,8 @@ def one_pass(
     methods: Sequence[str],
     targets: Targets,
     forward: Forward | None = None,
-) -> tuple[dict[tuple[str, str], Tensor], Target]:
-    """Maps (n, R, h, w) of a chunk of images by method and call key, and what they explain.
+) -> tuple[dict[tuple[str, str], Tensor], Tensor | None, Target]:
+    """Maps (n, R, h, w) of a chunk of images by method and call key, the gradients' mean squares, and the target.
 
     Call it inside :func:`interpret.hooks.undisturbed`. A model that switches gradients off by itself runs again with
     them on.
@@ -124,7 +145,7 @@ def one_pass(
             "take that out of its forward, or use eigen-cam, ablation-cam or score-cam"
         )
     taken.backward(scores)
-    return taken.by_target(scores.shape[1]), target
+    return taken.by_target(scores.shape[1]), taken.squares_by_call(calls, scores.shape), target
 
 
 def _forward(
@@ -146,8 +167,15 @@ def _forward(
         return taken, target, target.scores(output)
 
 
+def scenes_of(
+    model: nn.Module, images: Tensor, calls: tuple[Call, ...], target: Target, forward: Forward | None
+) -> list[Scene]:
+    """Every image under its target."""
+    return [Scene(model, images[number : number + 1], number, target, calls, forward) for number in range(len(images))]
+
+
 def own_pass(
-    method: str, scenes: Sequence[Scene], calls: Sequence[Call], progress: Progress = ignore
+    method: str, scenes: Sequence[Scene], calls: Sequence[Call], progress: Callable[[str, int, int], None]
 ) -> dict[tuple[str, str], Tensor]:
     """Maps (n, R, h, w) of one method that has passes of its own, by method and call key.
 
@@ -155,7 +183,7 @@ def own_pass(
         method: a name in :data:`OWN_PASSES`.
         scenes: the images.
         calls: where.
-        progress: called with the number of maps done, and of all.
+        progress: called with the method, the number of maps done, and of all.
 
     Raises:
         LayerError: the method does not fit the network or the call.
@@ -167,7 +195,7 @@ def own_pass(
         for image, scene in enumerate(scenes):
             part = OWN_PASSES[method](scene, call, ignore).float().cpu()
             parts.append(part.expand(scene.target.indices.shape[1], -1, -1))
-            progress(number * len(scenes) + image + 1, total)
+            progress(method, number * len(scenes) + image + 1, total)
         maps[method, call.key] = torch.stack(parts)
     return maps
 
@@ -337,13 +365,11 @@ def class_activation_maps(
         table = trace(model, images, forward, counted=False).calls
         own = [method for method in methods if method in OWN_PASSES]
         calls = selected_layers(table, layers) if len(own) < len(methods) else ()
-        maps, target = one_pass(model, images, calls, methods, targets, forward)
-        scenes = [
-            Scene(model, images[number : number + 1], number, target, table, forward) for number in range(len(images))
-        ]
+        maps, _, target = one_pass(model, images, calls, methods, targets, forward)
+        scenes = scenes_of(model, images, table, target, forward)
         for method in own:
             where = own_layers(method, scenes[0], layers)
-            maps |= own_pass(method, scenes, where, lambda done, total, method=method: report(method, done, total))  # type: ignore[misc]
+            maps |= own_pass(method, scenes, where, report)
     many = target.indices.shape[1] > 1
     order = {call.key: call.position for call in table}
     names = sorted(maps, key=lambda name: (methods.index(name[0]), order[name[1]]))

@@ -7,8 +7,8 @@ FORMAT.md.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from interpret.evidence import Call
-from interpret.tracing import Trace
+from interpret.targets import Target, Targets
+from interpret.tracing import Forward, Trace
 
 Array = NDArray[Any]
 
@@ -31,7 +32,12 @@ class Setting:
         trace: its call table.
         count, displayed: number of probe images, and how many of them (the first ones) are displayed.
         pictures, maps: keys of the calls whose pictures and maps are kept.
-        methods: class activation map methods.
+        methods: class activation map methods, and attributions of the input.
+        layers: what the user named for maps, or None.
+        seed: of everything random.
+        trust: whether maps are put to the test.
+        features: patterns of calls, and of each the channels whose features are shown.
+        forward: ``(model, images) -> output`` where it is not ``model(images)``.
     """
 
     model: nn.Module
@@ -42,6 +48,11 @@ class Setting:
     pictures: frozenset[str]
     maps: frozenset[str]
     methods: tuple[str, ...]
+    layers: tuple[str, ...] | None
+    seed: int
+    trust: bool
+    features: tuple[tuple[str, tuple[int, ...]], ...]
+    forward: Forward | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +77,39 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """Displayed images of one chunk, for collectors that take passes of their own over them.
+
+    Attributes:
+        model: the network in float32.
+        images: preprocessed, shape (n, C, H, W), float32.
+        first: index of the first of them.
+        target: what is explained.
+        targets: what resolves to it again; see :func:`interpret.targets.resolve`.
+        progress: called with (what, done, total).
+    """
+
+    model: nn.Module
+    images: Tensor
+    first: int
+    target: Target
+    targets: Targets
+    progress: Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """What a collector leaves: arrays per file, JSON and text files; ``skipped`` says why there is nothing."""
+    """What a collector leaves: arrays per file, JSON and text files.
+
+    ``skipped`` says why there is nothing; ``refused`` why there is nothing of a method, and ``notes`` what limits one.
+    """
 
     arrays: Mapping[str, Mapping[str, Array]]
     json: Mapping[str, Any]
     text: Mapping[str, str]
     skipped: str = ""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Collector(ABC):
@@ -92,6 +129,12 @@ class Collector(ABC):
     def repeat(self, seen: Observation) -> None:  # noqa: B027
         """See one of the repeated images of the noise floor; ``first`` is its index."""
 
+    def explain(self, chunk: Chunk) -> None:  # noqa: B027
+        """Take passes of its own over the displayed images of one chunk; called after the forward of all images."""
+
+    def survey(self, model: nn.Module, images: Tensor, progress: Callable[[str, int, int], None]) -> None:  # noqa: B027
+        """Take passes of its own over all probe images, preprocessed, shape (N, C, H, W), at the very end."""
+
     @abstractmethod
     def record(self) -> Record:
         """What goes into the bundle."""
@@ -100,6 +143,11 @@ class Collector(ABC):
 def arrays(kind: str, content: Mapping[str, Array], skipped: str = "") -> Record:
     """A record of one ``.npz`` file."""
     return Record({kind: content} if content else {}, {}, {}, skipped)
+
+
+def joined(parts: Mapping[str, list[Array]]) -> dict[str, Array]:
+    """The parts of every array, chunk by chunk, as one."""
+    return {name: np.concatenate(chunks) for name, chunks in parts.items()}
 
 
 def ragged(parts: list[Array]) -> Array:
