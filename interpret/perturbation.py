@@ -99,7 +99,7 @@ def ablation_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tens
         before = scene.scores(tail.result)
         activations = features(tail.output, call)[0].float()
         ablated = _separable_scores(scene, call, tail)
-        if ablated is None and torch.allclose(scene.scores(tail(tail.output)), before, rtol=1e-4, atol=1e-5):
+        if ablated is None and torch.allclose(scene.scores(tail(tail.output.clone())), before, rtol=1e-4, atol=1e-5):
             ablated = ablated_scores(scene, call, tail, progress)
     if ablated is None:  # the network does not run the same way twice in a row
         with torch.no_grad():
