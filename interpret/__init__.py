@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interpret.comparison import Comparison, compare
     from interpret.drawing import activation_image, kernel_image, overlay
     from interpret.evidence import Call, Evidence, read_evidence
+    from interpret.gradients import attribution
     from interpret.hooks import capture, layers
     from interpret.maps import Maps, class_activation_maps
     from interpret.publishing import log_evidence, publish
@@ -37,6 +38,7 @@ _HOMES = {
     "Evidence": "evidence",
     "Maps": "maps",
     "activation_image": "drawing",
+    "attribution": "gradients",
     "audit": "auditing",
     "capture": "hooks",
     "class_activation_maps": "maps",
@@ -58,6 +60,7 @@ __all__ = [
     "InterpretError",
     "Maps",
     "activation_image",
+    "attribution",
     "audit",
     "capture",
     "class_activation_maps",

@@ -40,7 +40,7 @@ from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
 from interpret.memory import available_bytes, size_in_words
 from interpret.preprocessing import Preprocessing
 from interpret.targets import Target, Targets, are_several, in_words, resolve
-from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, without_onednn
+from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, version_of, without_onednn
 
 COLLECTORS: tuple[type[Collector], ...] = (
     Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps, Attributions,
@@ -502,14 +502,14 @@ def _visit(crew: Crew, first: int, count: int, maps: Maps | None) -> hooks.Visit
             entering = None if source is None else source.detach()
             seen = Observation(call, module, entering, detached, first, same)
             crew.each(lambda collector: collector.observe(seen))
-            last[:] = [(detached, detached._version)]
+            last[:] = [(detached, version_of(detached))]
         return new
 
     return visit
 
 
 def _is_same(output: Tensor, before: Tensor, version: int) -> bool:
-    return output.data_ptr() == before.data_ptr() and output.shape == before.shape and output._version == version
+    return output.data_ptr() == before.data_ptr() and output.shape == before.shape and version_of(output) == version
 
 
 def _repeat(runner: _Runner, setting: Setting, crew: Crew, report: Progress) -> None:

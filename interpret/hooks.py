@@ -28,8 +28,8 @@ from interpret.evidence import Call
 from interpret.targets import target_scores
 from interpret.tracing import (
     Forward,
-    canonical_name,
     input_tensor,
+    modules_of,
     output_tensor,
     refuse_unobservable,
     run,
@@ -197,7 +197,7 @@ def visiting(
         if enter is not None and call is not None:
             enter(call, input_tensor(arguments, keywords))
 
-    names = {module: canonical_name(name) for name, module in model.named_modules()}
+    names = modules_of(model)
     with ExitStack() as stack:
         for module, name in names.items():
             if name in by_name:

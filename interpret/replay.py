@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from interpret.errors import LayerError
 from interpret.evidence import Call
 from interpret.targets import answer_of
-from interpret.tracing import Forward, canonical_name, output_tensor, run, with_output
+from interpret.tracing import Forward, modules_of, output_tensor, run, with_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Tail(AbstractContextManager["Tail"]):
         self.head: nn.Linear | None = None
         self.head_input: Tensor | None = None
         self._linear: tuple[nn.Linear, Tensor] | None = None
-        self._names = {module: canonical_name(name) for name, module in model.named_modules() if name}
+        self._names = {module: name for module, name in modules_of(model).items() if name}
         self._overwritten = {(call.name, call.occurrence) for call in calls if call.overwritten}
         self._memory: dict[tuple[nn.Module, int], _Remembered] = {}
         self._ran: Counter[nn.Module] = Counter()

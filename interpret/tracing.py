@@ -130,6 +130,20 @@ def canonical_name(name: str) -> str:
     return name.replace("_orig_mod.", "").removesuffix("._orig_mod")
 
 
+def modules_of(model: nn.Module) -> dict[nn.Module, str]:
+    """The modules and their canonical names; of a compiled part the part alone, not its wrapper."""
+    return {
+        module: canonical_name(name)
+        for name, module in model.named_modules()
+        if not isinstance(getattr(module, "_orig_mod", None), nn.Module)
+    }
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; 0 where inference mode keeps no count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the model's state under canonical names, in its order."""
     return {
@@ -246,7 +260,7 @@ def _reaching(model: nn.Module, image: Tensor, calls: Sequence[Call], forward: F
     by_key = {call.key: call for call in calls}
     leaves: dict[str, Tensor] = {}
     executions: Counter[str] = Counter()
-    names = {module: canonical_name(name) for name, module in model.named_modules()}
+    names = modules_of(model)
 
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
         tensor = output_tensor(output)
@@ -421,7 +435,7 @@ class _Recorder:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.names = {module: canonical_name(name) for name, module in model.named_modules()}
+        self.names = modules_of(model)
         # a parametrization computes its module's weights; it is no layer
         inside = {
             child for module in self.names if isinstance(module, ParametrizationList) for child in module.modules()
@@ -496,7 +510,7 @@ class _Recorder:
                     module,
                     input_tensor(arguments, keywords),
                     tensor,
-                    tensor._version,
+                    version_of(tensor),
                     flops // 2,
                     (flops - begun.inside) // 2,
                     None if self.fields is None else self.fields.of(tensor),
@@ -537,7 +551,7 @@ class _Recorder:
                     tensors=(),
                     unit=producers.get(id(seen.input), key) if kind == "normalization" else key,
                     stage_end=False,
-                    overwritten=seen.output._version != seen.version,
+                    overwritten=version_of(seen.output) != seen.version,
                     weight_shape=_weight_shape(seen.module),
                     receptive_field=seen.receptive_field,
                     token_grid=None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interpret.collectors import Array, Collector, Observation, Record, Setting, arrays, channel_view, ragged
 from interpret.functional.statistics import Moments
-from interpret.tracing import canonical_name
+from interpret.tracing import canonical_name, version_of
 
 CONSTANT = 1e-6
 GROUP_ENTRIES = 1 << 18  # 1 MiB in float32
@@ -73,7 +73,7 @@ class Statistics(Collector):
             entering = before if known and before is not None else _chunk_sums(channel_view(seen.input, layout), None)
             if len(entering.zeros) == seen.module.num_features:
                 self._drift(position, seen.module, entering)
-        self._last, self._last_output = sums, (seen.output, seen.output._version)
+        self._last, self._last_output = sums, (seen.output, version_of(seen.output))
         total = self.sums[position]
         self.sums[position] = sums if total is None else total.merge(sums)
 
@@ -133,7 +133,7 @@ def _is_constant(sums: _Sums) -> Array:
 
 def _is_unchanged(output: Tensor, version: int, source: Tensor) -> bool:
     """Whether a call's input is the output that was observed, and nothing has overwritten it since."""
-    return output.data_ptr() == source.data_ptr() and output.shape == source.shape and version == source._version
+    return output.data_ptr() == source.data_ptr() and output.shape == source.shape and version == version_of(source)
 
 
 def _bound(module: nn.Module) -> float | None:
