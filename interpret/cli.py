@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -135,6 +136,18 @@ def _names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[st
     return () if names == ("none",) else names
 
 
+def _features(_: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    chosen: dict[str, tuple[int, ...]] = {}
+    for value in values:
+        pattern, colon, listed = value.replace(" ", "").rpartition(":")
+        if not (pattern and colon) or not re.fullmatch(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", listed):
+            raise click.BadParameter(f"{value!r} is not a call with channels, such as layer4.1.conv2:0,5,17-20")
+        spans = [[int(end) for end in part.split("-")] for part in listed.split(",")]
+        channels = [channel for span in spans for channel in range(span[0], span[-1] + 1)]
+        chosen[pattern] = tuple(dict.fromkeys((*chosen.get(pattern, ()), *channels)))
+    return chosen
+
+
 def _formats(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
     names = _names(context, parameter, value)
     for name in names or ():
@@ -219,7 +232,20 @@ audit_options = _together(
         help="Classes that maps explain: predicted, label, a class index, or a RUN whose targets are taken; or a list.",
     ),
     click.option("--layers", multiple=True, metavar="GLOB", help="Calls with pictures and maps; repeatable."),
-    click.option("--methods", metavar="LIST", callback=_names, help="Class activation map methods, or none."),
+    click.option(
+        "--methods",
+        metavar="LIST",
+        callback=_names,
+        help="Maps and attributions: names, default, all, or none.  [default: those of one forward and backward]",
+    ),
+    click.option("--trust", is_flag=True, help="Put the maps at stage ends to the test, beside two controls."),
+    click.option(
+        "--features",
+        metavar="CALL:CHANNELS",
+        multiple=True,
+        callback=_features,
+        help="Show what excites channels, such as layer4.1.conv2:0,5,17-20; repeatable.",
+    ),
     click.option("--probe-count", default=64, show_default=True, type=click.IntRange(1), help="Images to run."),
     click.option("--display-count", default=4, show_default=True, type=click.IntRange(0), help="Images with maps."),
     click.option(

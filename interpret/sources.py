@@ -58,6 +58,8 @@ def audit_checkpoint(
     forward: str | None = None,
     device: str | None = None,
     seed: int = 0,
+    trust: bool = False,
+    features: Mapping[str, Sequence[int]] | None = None,
     tracking_uri: str | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -87,13 +89,15 @@ def audit_checkpoint(
         targets: "predicted", "label", a class index, a RUN whose targets are taken, or several of these by commas; or
             the evidence of another audit.
         layers: globs of the calls with pictures and maps.
-        methods: class activation map methods; None for the default ones.
+        methods: maps and attributions; "default" and "all" stand for many; None for the default ones.
         probe_count: at most so many images, evenly spaced.
         display_count: images with pictures and maps.
         batch_size: images per forward, or "auto".
         forward: spec of a function ``(model, images) -> output``, where that is not ``model(images)``.
         device: where to run.
         seed: of everything random.
+        trust: put the maps at stage ends to the test.
+        features: which channels' features to show, by pattern of calls.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
@@ -104,7 +108,6 @@ def audit_checkpoint(
     from interpret import auditing
     from interpret.images import find_images, load_images
     from interpret.labels import read_class_names
-    from interpret.maps import DEFAULT_METHODS
 
     notify = progress or (lambda stage, done, total: None)
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
@@ -134,7 +137,7 @@ def audit_checkpoint(
             network,
             probe,
             out,
-            methods=DEFAULT_METHODS if methods is None else methods,
+            methods=_methods(methods),
             layers=list(layers) or None,
             targets=_targets(targets, len(probe), Path(folder), tracking_uri),
             class_names=names,
@@ -144,6 +147,8 @@ def audit_checkpoint(
             forward=run_by,
             device=device,
             seed=seed,
+            trust=trust,
+            features=features,
             command=command,
             progress=progress,
         )
@@ -287,6 +292,17 @@ def _load(
         checkpoint = read_checkpoint(uri, branch=branch)
     network = build_model(model, arguments)
     return network, load_state(network, checkpoint), weights
+
+
+def _methods(names: Sequence[str] | None) -> tuple[str, ...]:
+    """The methods with "default" and "all" spelled out."""
+    from interpret.auditing import METHODS
+    from interpret.maps import DEFAULT_METHODS
+
+    many = {"default": DEFAULT_METHODS, "all": METHODS}
+    return tuple(
+        method for name in names or (("default",) if names is None else ()) for method in many.get(name, (name,))
+    )
 
 
 def _forward(spec: str | None) -> Forward | None:
