@@ -35,6 +35,7 @@ from interpret.collectors.weights import Weights
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
 from interpret.functional.cam import ATTRIBUTION_METHODS, MAP_METHODS, ONE_PASS_METHODS, check_methods
+from interpret.graph import names_operations
 from interpret.images import ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
 from interpret.memory import available_bytes, size_in_words
@@ -127,6 +128,11 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     clock = _Clock()
     methods = check_methods(methods, METHODS)
+    if names_operations(layers):
+        raise LayerError(
+            "an audit records calls of modules, not functional operations (fx:...); "
+            "take their maps by interpret.class_activation_maps"
+        )
     model = unwrap(model)
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InterpretError(f"batch size {batch_size!r} is neither a positive number nor 'auto'")

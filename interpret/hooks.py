@@ -25,6 +25,7 @@ from torch.utils import checkpoint as checkpointing
 
 from interpret.errors import LayerError
 from interpret.evidence import Call
+from interpret.graph import names_operations, with_operations
 from interpret.targets import target_scores
 from interpret.tracing import (
     Forward,
@@ -235,6 +236,19 @@ def backward(score: Tensor, leaves: Sequence[Tensor], again: bool = False) -> No
         ) from error
 
 
+def observed(model: nn.Module, layers: Sequence[str] | str | None) -> nn.Module:
+    """The module to run so that the layers are calls: the model itself, or its graph where operations are named.
+
+    Raises:
+        LayerError: operations are named, and the model cannot be traced.
+    """
+    model = unwrap(model)
+    if layers is None or not names_operations(layers):
+        return model
+    with undisturbed(model):
+        return with_operations(model, layers)
+
+
 def layers(model: nn.Module, images: Tensor, forward: Forward | None = None) -> tuple[Call, ...]:
     """Every call of a model, containers included, in order of completion.
 
@@ -275,7 +289,8 @@ def capture(
     Args:
         model: any network; nothing of it is changed.
         images: preprocessed, shape (N, C, H, W).
-        layers: which calls; see :func:`select`. None for all.
+        layers: which calls; see :func:`select`. None for all. Names that begin with `fx:` are functional operations;
+            see :func:`interpret.graph.with_operations`.
         inputs: also keep each call's first input tensor.
         gradients: also keep dY/d(output), Y the sum of the images' target scores.
         targets: which class of each image Y is; None for the predicted one. See :func:`target_scores`.
@@ -285,7 +300,7 @@ def capture(
         key -> output, or key -> ``Captured(output, input, gradient)`` where inputs or gradients are asked for. Tensors
         are detached.
     """
-    model = unwrap(model)
+    model = observed(model, layers)
     kept: dict[str, Captured] = {}
     with undisturbed(model), ExitStack() as stack:
         calls = select(trace(model, images, forward, counted=False).calls, layers)

@@ -13,10 +13,10 @@ from interpret.attention import rollout_maps
 from interpret.errors import LayerError, did_you_mean
 from interpret.evidence import Call
 from interpret.functional.cam import ONE_PASS_METHODS, check_methods, eigen_cam, gradient_maps
-from interpret.hooks import backward, gradient_leaf, in_float32, undisturbed, visiting, with_gradients
+from interpret.hooks import backward, gradient_leaf, in_float32, observed, undisturbed, visiting, with_gradients
 from interpret.perturbation import Progress, Scene, ablation_maps, head_maps, ignore, pooled_call, score_maps
 from interpret.targets import Target, Targets, resolve
-from interpret.tracing import Forward, features, run, select, trace, unwrap
+from interpret.tracing import Forward, features, run, select, trace
 
 DEFAULT_METHODS = ONE_PASS_METHODS
 OWN_PASSES: Mapping[str, Callable[[Scene, Call, Progress], Tensor]] = {
@@ -342,7 +342,8 @@ def class_activation_maps(
         model: any network; nothing of it is changed. Half-precision weights are copied to float32 first.
         images: preprocessed, shape (N, C, H, W).
         methods: method names; see :data:`interpret.functional.cam.MAP_METHODS`.
-        layers: module names, call keys, globs, "last", "stages"; None for every convolution.
+        layers: module names, call keys, globs, "last", "stages"; functional operations as `fx:NODE`, named as
+            torchvision's ``get_graph_node_names`` names them; None for every convolution.
         targets: None for the predicted class of each image, an int, one int per image, an (N, R) array, or a callable
             ``outputs -> (N,)`` scores; see :func:`interpret.targets.resolve`.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
@@ -359,7 +360,7 @@ def class_activation_maps(
     torch.Size([2, 6, 6])
     """
     methods = check_methods(methods)
-    model, images = in_float32(unwrap(model), images)
+    model, images = in_float32(observed(model, layers), images)
     report = progress or (lambda method, done, total: None)
     with undisturbed(model):
         table = trace(model, images, forward, counted=False).calls

@@ -28,8 +28,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "receptive_fields": ({"evidence"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "tracing": ({"errors", "evidence", "receptive_fields"}, {"torch", "torchinfo"}),
+    "graph": ({"errors"}, {"torch", "torchvision"}),
     "targets": ({"errors", "evidence", "tracing"}, {"torch", "torchvision", "numpy"}),
-    "hooks": ({"errors", "evidence", "tracing", "targets"}, {"torch", "numpy"}),
+    "hooks": ({"errors", "evidence", "tracing", "targets", "graph"}, {"torch", "numpy"}),
     "replay": ({"errors", "evidence", "tracing", "targets"}, {"torch"}),
     "perturbation": ({"errors", "evidence", "functional", "tracing", "targets", "hooks", "replay"}, {"torch"}),
     "attention": ({"errors", "evidence", "functional", "tracing", "hooks", "perturbation"}, {"torch"}),
@@ -54,7 +55,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "auditing": (
         {
             "errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors", "checkpoint",
-            "preprocessing", "images", "memory",
+            "preprocessing", "images", "memory", "graph", "perturbation", "gradients",
         },
         {"torch", "numpy"},
     ),
