@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interpret.comparison import Comparison, compare
     from interpret.drawing import activation_image, kernel_image, overlay
     from interpret.evidence import Call, Evidence, read_evidence
+    from interpret.feature_visualization import maximize_activation
     from interpret.gradients import attribution
     from interpret.hooks import capture, layers
     from interpret.maps import Maps, class_activation_maps
@@ -47,6 +48,7 @@ _HOMES = {
     "kernel_image": "drawing",
     "layers": "hooks",
     "log_evidence": "publishing",
+    "maximize_activation": "feature_visualization",
     "overlay": "drawing",
     "publish": "publishing",
     "read_evidence": "evidence",
@@ -69,6 +71,7 @@ __all__ = [
     "kernel_image",
     "layers",
     "log_evidence",
+    "maximize_activation",
     "overlay",
     "publish",
     "read_evidence",

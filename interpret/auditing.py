@@ -25,12 +25,14 @@ from interpret.checkpoint import Checkpoint, state_sha256
 from interpret.collectors import Array, Chunk, Collector, Observation, Record, Setting
 from interpret.collectors.activations import Activations
 from interpret.collectors.attributions import Attributions
+from interpret.collectors.features import Features
 from interpret.collectors.gram import Gram
 from interpret.collectors.kernels import Kernels
 from interpret.collectors.maps import Maps
 from interpret.collectors.predictions import Predictions
 from interpret.collectors.statistics import Statistics
 from interpret.collectors.summary import Summary
+from interpret.collectors.trust import Trust
 from interpret.collectors.weights import Weights
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
@@ -44,7 +46,7 @@ from interpret.targets import Target, Targets, are_several, in_words, resolve
 from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, version_of, without_onednn
 
 COLLECTORS: tuple[type[Collector], ...] = (
-    Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps, Attributions,
+    Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps, Attributions, Trust, Features,
 )  # fmt: skip
 METHODS = (*MAP_METHODS, *ATTRIBUTION_METHODS)
 LIBRARIES = ("torch", "torchvision", "torchinfo", "numpy", "pillow")
@@ -310,8 +312,23 @@ def _setting(
         seed=seed,
         trust=trust,
         features=tuple((pattern, tuple(channels)) for pattern, channels in features.items()),
+        normalization=_normalization(probe),
         forward=forward,
     )
+
+
+def _normalization(probe: ProbeImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that turn pictures in [0, 1] into the network's input.
+
+    Those of the preprocessing; where it does not say, those for which the range of the probe images is [0, 1].
+    """
+    mean, std = (probe.preprocessing.get(name) for name in ("mean", "std"))
+    channels = probe.images.shape[1]
+    if isinstance(mean, list | tuple) and isinstance(std, list | tuple) and len(mean) == len(std) == channels:
+        return tuple(mean), tuple(std)
+    flat = probe.images.float().transpose(0, 1).flatten(1)
+    low, span = flat.amin(1), (flat.amax(1) - flat.amin(1)).clamp_min(1e-6)
+    return tuple((-low / span).tolist()), tuple((1 / span).tolist())
 
 
 def _pictured(call: Call) -> bool:

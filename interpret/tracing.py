@@ -627,17 +627,19 @@ def _channels_last(module: nn.Module, output: Tensor) -> bool | None:
         return True
     if type(module) is nn.LayerNorm:  # subclasses that permute inside are common
         return len(module.normalized_shape) == 1
-    channels_second = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, *_POOLING)
-    return False if isinstance(module, channels_second) else None
+    channels_second = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.Upsample, *_POOLING)
+    padding = any(base.__module__ == "torch.nn.modules.padding" for base in type(module).__mro__)
+    return False if padding or isinstance(module, channels_second) else None
 
 
 def _with_positions(calls: Sequence[Call], certain: Sequence[bool], image: tuple[int, int]) -> list[Call]:
     """Tell windows and attention matrices from pictures, and find the grid in which the tokens of sequences lie.
 
     Outputs (1, a, b, C) are windows of tokens unless a to b is as the image's height to its width, and an output of
-    four axes whose module does not say where the channels lie is a picture only if it has a picture's size. A sequence
-    belongs to the nearest picture before it that has as many positions, or up to 16 fewer: tokens in front that are no
-    part of the image. Else to one of half its sides, or, in a network without any picture, of the image's proportions.
+    four axes whose module does not say where the channels lie is a picture only if it has about a picture's size. A
+    sequence belongs to the nearest picture before it that has as many positions, or up to 16 fewer: tokens in front
+    that are no part of the image. Else to one of half its sides, or, in a network without any picture, of the image's
+    proportions.
 
     Args:
         calls: the call table.
@@ -653,7 +655,7 @@ def _with_positions(calls: Sequence[Call], certain: Sequence[bool], image: tuple
             height, width = call.output_shape[1:3]
             if abs(height - width * proportion) > 1 and abs(width - height / proportion) > 1:
                 call = replace(call, layout="NWTC")
-        elif call.layout == "NCHW" and not sure and sizes and call.spatial_shape not in sizes:
+        elif call.layout == "NCHW" and not sure and sizes and not _is_near(call.spatial_shape, sizes):
             call = replace(call, layout="other")
         elif call.layout == "NTC":
             call = replace(call, token_grid=_token_grid(call.output_shape[1], grids, proportion))
@@ -661,6 +663,11 @@ def _with_positions(calls: Sequence[Call], certain: Sequence[bool], image: tuple
             grids.append(call.map_shape)
         placed.append(call)
     return placed
+
+
+def _is_near(size: tuple[int, int] | None, sizes: set[tuple[int, int]]) -> bool:
+    """Whether a picture has one of these sizes, but for some padding."""
+    return size is not None and any(abs(size[0] - h) <= 3 and abs(size[1] - w) <= 3 for h, w in sizes)
 
 
 def _token_grid(tokens: int, grids: Sequence[tuple[int, int]], proportion: float) -> tuple[int, int] | None:

@@ -37,6 +37,7 @@ class Setting:
         seed: of everything random.
         trust: whether maps are put to the test.
         features: patterns of calls, and of each the channels whose features are shown.
+        normalization: mean and standard deviation per channel that turn pictures in [0, 1] into the network's input.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
     """
 
@@ -52,6 +53,7 @@ class Setting:
     seed: int
     trust: bool
     features: tuple[tuple[str, tuple[int, ...]], ...]
+    normalization: tuple[tuple[float, ...], tuple[float, ...]]
     forward: Forward | None
 
 

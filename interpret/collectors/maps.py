@@ -87,7 +87,7 @@ class Maps(Collector):
         """``targets``, ``scores``, ``gradient_square`` and one array per method and call."""
         if not self.parts:
             reason = self.skipped or "; ".join(self.refused.values())
-            return arrays("maps", {}, reason or "no call with positions was chosen for maps")
+            return arrays("maps", {}, reason or "no call with a spatial output was chosen for maps")
         kept = {"targets": np.concatenate(self.targets), "scores": np.concatenate(self.scores)}
         if self.squares:
             kept["gradient_square"] = np.concatenate(self.squares)
