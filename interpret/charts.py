@@ -9,6 +9,7 @@ class.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MARKERS = (
     "M{R} {t}L{l} {y}L{R} {b}Z",  # triangle, point left
     "M{l} {y}L{x} {t}L{R} {y}V{b}H{l}Z",  # house
 )
+# What became of a map: fine, blank, constant, not finite, decided by a constant of its formula.
+STATE_COLOURS = ("#b9d3e6", "#5f6770", "#e69f00", "#b3261e", "#cc79a7")
 AXIS, MUTED, ALARM = "#c9ced3", "#5f6770", "#b3261e"
 FONT = "Inter, Noto Sans CJK SC, sans-serif"
 
@@ -110,7 +113,7 @@ def curves(
         body.append(_text(left - 6, y(tick) + 3.2, text, "end"))
     if stages:
         ends = "".join(f"M{_n(x(end + 0.5))} {top}V{height - bottom}" for end in stages if end < count - 1)
-        body.append(_line("grid", AXIS, ends, 0.5, dashed=True))
+        body.append(_line("grid", AXIS, ends, 0.5, dashes="2 2"))
     body.extend(_text(x(position), height - 6, str(position), "middle") for position in _round_positions(count))
     for run, values in zip(runs, series, strict=True):
         path: list[str] = []
@@ -170,6 +173,70 @@ def share_bar(share: float, label: str = "", width: int = 64) -> Chart:
     body = f'<path class="bar-back" fill="#e9ecef" d="M0 3H{width}V7H0Z"/>'
     body += f'<path class="bar" fill="{MUTED}" d="M0 3H{length}V7H0Z"/>'
     return Chart(width, 10, body, label, kind="bar")
+
+
+def state_grid(states: Sequence[Sequence[int | None]], label: str, width: int = 420, row: int = 4) -> Chart:
+    """What became of each of many maps: a cell per map, coloured by state, a column per call.
+
+    Args:
+        states: rows of equal length with an index into :data:`STATE_COLOURS`; None where there is no map.
+        label: what is drawn.
+        width: in CSS pixels.
+        row: height of a row, in CSS pixels.
+    """
+    step = width / max(1, max((len(line) for line in states), default=0))
+    cells: list[list[str]] = [[] for _ in STATE_COLOURS]
+    for number, line in enumerate(states):
+        start = 0
+        for state, same in itertools.groupby(line):  # neighbours alike are one bar: every mark costs time on paper
+            end = start + len(list(same))
+            if state is not None:
+                cells[state].append(
+                    f"M{_n(start * step)} {number * row}H{_n(end * step)}v{row - 0.5}H{_n(start * step)}Z"
+                )
+            start = end
+    body = [
+        f'<path class="state-{state}" fill="{colour}" d="{"".join(bars)}"/>'
+        for state, (colour, bars) in enumerate(zip(STATE_COLOURS, cells, strict=True))
+        if bars
+    ]
+    return Chart(width, max(1, len(states)) * row, "".join(body), label)
+
+
+def state_key(state: int) -> Chart:
+    """The coloured square of a state, as it stands beside its name."""
+    body = f'<path class="state-{state}" fill="{STATE_COLOURS[state]}" d="M1 1H9V9H1Z"/>'
+    return Chart(10, 10, body, "", kind="marker")
+
+
+def panel(lines: Sequence[tuple[Sequence[float], int, str]], label: str, width: int = 160, height: int = 100) -> Chart:
+    """A small chart of lines over a share of the pixels, 0 to 1, on an axis from 0 to 1: one of several alike.
+
+    Args:
+        lines: values, the number of the colour, and how the line is drawn: "" for solid, or lengths of its dashes.
+        label: what is drawn.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
+    left, right, top, bottom = 20, 4, 5, 14
+    across, down = width - left - right, height - top - bottom
+    body = [
+        _line("grid", AXIS, "".join(f"M{left} {_n(top + down * part)}H{width - right}" for part in (0, 0.5, 1)), 0.5)
+    ]
+    body += [_text(left - 4, top + down * (1 - part) + 3.2, f"{part:g}", "end") for part in (0, 0.5, 1)]
+    body += [_text(left, height - 3, "0 %", "start"), _text(width - right, height - 3, "100 %", "end")]
+    for values, colour, dashes in lines:
+        points, pen = [], "M"
+        for number, value in enumerate(values):
+            if not _known(value):
+                pen = "M"
+                continue
+            x, y = left + across * number / max(1, len(values) - 1), top + down * (1 - max(0.0, min(1.0, value)))
+            points.append(f"{pen}{_n(x)} {_n(y)}")
+            pen = "L"
+        pen_width = 0.8 if dashes else 1.4
+        body.append(_line(f"run-line-{colour}", _colour(colour), "".join(points), pen_width, dashes))
+    return Chart(width, height, "".join(body), label, kind="panel")
 
 
 class _Linear:
@@ -256,10 +323,10 @@ def _marker(run: int, x: float, y: float, r: float) -> str:
     )  # fmt: skip
 
 
-def _line(kind: str, colour: str, path: str, width: float, dashed: bool = False) -> str:
+def _line(kind: str, colour: str, path: str, width: float, dashes: str = "") -> str:
     if not path:
         return ""
-    dash = ' stroke-dasharray="2 2"' if dashed else ""
+    dash = f' stroke-dasharray="{dashes}"' if dashes else ""
     pen = f'fill="none" stroke="{colour}" stroke-width="{width:.2f}" stroke-linejoin="round"{dash}'
     return f'<path class="{kind}" {pen} d="{path}"/>'
 

@@ -12,13 +12,13 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from interpret.evidence import Evidence, as_evidence
 
@@ -26,6 +26,11 @@ LEVELS = 255  # palette entries that carry values; the last one is the transpare
 GUTTER = 255
 OPACITY = 0.3, 0.65  # how much of the photo the colour covers where a heatmap is 0 and where it is 1
 CLIP_PERCENTILE = 99.5  # the top of an activation scale: a single hot pixel would leave the rest dark
+ATTRIBUTION_PERCENTILE = 99.0  # the same of attributions, whose tails are longer
+SEQUENTIAL_ATTRIBUTIONS = ("saliency", "smooth-grad", "full-grad")  # magnitudes: drawn from 0 on
+COLOURED_ATTRIBUTIONS = ("guided-backprop", "deconvnet", "guided-grad-cam")  # pictures about mid-gray, if they have RGB
+PREVIEW_SIDE = 112  # of a photo in a sheet of attributions
+PALE, INK = 0.4, (27, 31, 35)  # contrast left of the photo behind a word, and the word's colour
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.floating[Any]]
@@ -293,9 +298,73 @@ def overlay_sheet(images: Bytes, heatmaps: Floats, side: int, gutter: int = 3) -
         side: the longer side of a tile, in pixels.
         gutter: white pixels between tiles.
     """
-    photos = [_gray(_shrink(image, side)) for image in images]
-    tiles = [_blend(photo, heat) for row in heatmaps for photo, heat in zip(photos, row, strict=True)]
-    return Picture(tile(np.stack(tiles), len(photos), gutter=gutter, fill=255))
+    photos = [_shrink(image, side) for image in images]
+    tiles = [overlay_tile(photo, heat) for row in heatmaps for photo, heat in zip(photos, row, strict=True)]
+    return tile_sheet(tiles, len(photos), gutter)
+
+
+def overlay_tile(photo: Bytes, heat: Floats) -> Bytes:
+    """A heatmap over its photo; where there is no heat at all, the word "blank" over the pale photo.
+
+    Args:
+        photo: (H, W, 3) uint8.
+        heat: (H, W) in [0, 1].
+    """
+    if heat.any():
+        return _blend(_gray(photo), heat)
+    pale = np.repeat(np.round(255 - PALE * (255 - _gray(photo))).astype(np.uint8)[..., None], 3, axis=2)
+    pale[_lettering("blank", photo.shape[:2])] = INK
+    return pale
+
+
+def tile_sheet(tiles: Sequence[Bytes], columns: int, gutter: int = 3) -> Picture:
+    """Pictures (H, W, 3) of one size, row by row on white paper."""
+    return Picture(tile(np.stack(tiles), columns, gutter=gutter, fill=255))
+
+
+def photo_tile(image: Bytes, side: int) -> Bytes:
+    """A photo with its longer side at ``side`` pixels; a smaller one is enlarged by a whole factor instead."""
+    factor = max(1, side // max(image.shape[:2]))
+    return _shrink(image, side) if factor == 1 else image.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def attribution_view(values: Any, method: str, size: tuple[int, int]) -> Floats:
+    """What is drawn of attributions, averaged over pixels to the size of a tile.
+
+    Saliency: the largest magnitude of the channels; smooth-grad and full-grad: their sum. guided-backprop, deconvnet
+    and guided-grad-cam: three channels as they are. All others: the sum over the channels, signed.
+
+    Args:
+        values: shape (D, C, H, W); what is not finite counts as 0.
+        method: name of the method.
+        size: (h, w) of the result.
+
+    Returns:
+        Shape (D, h, w), or (D, 3, h, w) where the attributions are colours.
+    """
+    finite = np.nan_to_num(_floats(values).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if method in SEQUENTIAL_ATTRIBUTIONS:
+        finite = np.abs(finite)
+        finite = finite.max(1) if method == "saliency" else finite.sum(1)
+    elif method not in COLOURED_ATTRIBUTIONS or finite.shape[1] != 3:
+        finite = finite.sum(1)
+    return np.asarray(_averaging(finite.shape[-2], size[0]) @ finite @ _averaging(finite.shape[-1], size[1]).T)
+
+
+def attribution_limit(views: Sequence[Floats]) -> float:
+    """The magnitude at the ends of the scale that the views share: their 99th percentile; 1 where all are 0."""
+    sizes = np.abs(np.concatenate([view.ravel() for view in views]))
+    return float(np.percentile(sizes, ATTRIBUTION_PERCENTILE)) or float(sizes.max()) or 1.0
+
+
+def attribution_tile(view: Floats, method: str, limit: float) -> Bytes:
+    """One view as a picture (h, w, 3): viridis from 0 to the limit, diverging about 0, or colours about mid-gray."""
+    if view.ndim == 3:
+        colours: Bytes = np.round(127.5 + 127.5 * np.clip(view / limit, -1, 1)).astype(np.uint8)
+        return colours.transpose(1, 2, 0)
+    if method in SEQUENTIAL_ATTRIBUTIONS:
+        return np.asarray(VIRIDIS[indices(view, 0, limit)])
+    return np.asarray(DIVERGING[indices(view, -limit, limit)])
 
 
 def photo_sheet(images: Bytes, side: int, gutter: int = 3) -> Picture:
@@ -316,7 +385,8 @@ def write_previews(evidence: Evidence | str | Path) -> tuple[Path, ...]:
     """Draw ``previews/{inputs,kernels,activations,maps}/<NNN>-<slug>.png`` for people who browse the bundle.
 
     Maps are sheets with a row per method and a column per image, in 12 colours over 21 grays: one palette, one cheap
-    PNG.
+    PNG. Where they were recorded also ``previews/attributions/<method>.png``, photos above attributions, and
+    ``previews/features/<NNN>-<slug>-<channel>.png``, the picture that excites the channel beside the patches that do.
 
     Returns:
         The files, in the order written.
@@ -337,6 +407,41 @@ def map_methods(evidence: Evidence, key: str) -> tuple[str, ...]:
     return tuple(method for method, _, rest in names if not rest and "/" not in method)
 
 
+def attribution_methods(evidence: Evidence) -> tuple[str, ...]:
+    """The methods whose attributions of the input were recorded, in the order recorded."""
+    return tuple(name for name in evidence.keys("attributions") if "/" not in name)
+
+
+def feature_channels(evidence: Evidence, key: str) -> tuple[int, ...]:
+    """The channels of a call whose features were recorded, in order."""
+    names = (name.removeprefix(f"{key}/").partition("/") for name in evidence.keys("features"))
+    return tuple(sorted(int(channel) for channel, _, rest in names if rest == "excitation" and channel.isdigit()))
+
+
+def feature_sheet(evidence: Evidence, key: str, channel: int, count: int = 9) -> Picture:
+    """The ``count`` patches that excite a channel most, over what of them does where that was recorded (else white).
+
+    Reconstructions are signed: diverging, symmetric about 0, on one scale for the channel.
+    """
+    stored = (evidence.array("features", f"{key}/{channel}/{name}") for name in ("crops", "reconstructions"))
+    crops, parts = (values[:count] for values in stored)
+    limit = attribution_limit([parts[np.isfinite(parts)]]) if np.isfinite(parts).any() else 1.0
+    drawn = DIVERGING[indices(parts, -limit, limit)]
+    drawn[~np.isfinite(parts)] = 255
+    return replace(tile_sheet([*crops, *drawn], len(crops)), low=-limit, high=limit)
+
+
+def _feature_preview(evidence: Evidence, key: str, channel: int) -> Picture:
+    """The picture that excites the channel, in the height of its patches' sheet, and the sheet."""
+    sheet = feature_sheet(evidence, key, channel)
+    height = sheet.pixels.shape[0]
+    maximized = Image.fromarray(evidence.array("features", f"{key}/{channel}/maximized"))
+    width = max(1, round(maximized.width * height / maximized.height))
+    gap = np.full((height, 3, 3), 255, np.uint8)
+    scaled = np.asarray(maximized.resize((width, height), Image.Resampling.BICUBIC))
+    return replace(sheet, pixels=np.concatenate([scaled, gap, sheet.pixels], axis=1))
+
+
 def _previews(evidence: Evidence) -> list[tuple[str, str, Picture]]:
     pictures: list[tuple[str, str, Picture]] = []
     images = evidence.array("inputs", "images") if evidence.has("inputs", "images") else None
@@ -355,7 +460,24 @@ def _previews(evidence: Evidence) -> list[tuple[str, str, Picture]]:
         if images is not None and methods:
             maps = np.stack([evidence.array("maps", f"{method}/{call.key}")[:, 0] for method in methods])
             pictures.append(("maps", call.slug, _indexed_overlays(images, maps)))
+        pictures += [
+            ("features", f"{call.slug}-{channel}", _feature_preview(evidence, call.key, channel))
+            for channel in feature_channels(evidence, call.key)
+        ]
+    if images is not None:
+        pictures += [
+            ("attributions", method, _attribution_sheet(images, evidence.array("attributions", method)[:, 0], method))
+            for method in attribution_methods(evidence)
+        ]
     return pictures
+
+
+def _attribution_sheet(images: Bytes, values: Floats, method: str) -> Picture:
+    photos = [photo_tile(image, PREVIEW_SIDE) for image in images]
+    views = attribution_view(values, method, photos[0].shape[:2])
+    limit = attribution_limit([views])
+    tiles = [*photos, *(attribution_tile(view, method, limit) for view in views)]
+    return replace(tile_sheet(tiles, len(photos)), low=-limit, high=limit)
 
 
 def _indexed_overlays(images: Bytes, maps: Floats, side: int = 80, colours: int = 12, grays: int = 21) -> Picture:
@@ -363,6 +485,8 @@ def _indexed_overlays(images: Bytes, maps: Floats, side: int = 80, colours: int 
     photos = np.stack([_gray(_shrink(image, side)) for image in images])
     heat = heatmap(maps, (photos.shape[1], photos.shape[2]))
     level = np.round(heat * (colours - 1)) * grays + np.round(photos / 255 * (grays - 1))
+    blank = ~heat.any(axis=(-2, -1), keepdims=True)
+    level[blank & _lettering("blank", photos.shape[1:])] = colours * grays  # white, behind the palette's end
     ramp = VIRIDIS[np.round(np.linspace(0, LEVELS - 1, colours)).astype(int)].astype(np.float64)[:, None]
     gray = np.linspace(0, 255, grays)[None, :, None]
     cover = np.linspace(*OPACITY, colours)[:, None, None]
@@ -451,6 +575,26 @@ def _bilinear(length: int, size: int) -> Floats:
     np.add.at(weights, (np.arange(size), lower), 1 - (position - lower))
     np.add.at(weights, (np.arange(size), upper), position - lower)
     return weights
+
+
+def _averaging(length: int, size: int) -> Floats:
+    """Weights (size, length) of the means over equal intervals of an axis; whole copies where it becomes longer."""
+    edges, cells = np.arange(size + 1) * length / size, np.arange(length)
+    overlap = np.minimum(edges[1:, None], cells + 1) - np.maximum(edges[:-1, None], cells)
+    return np.asarray(np.maximum(overlap, 0.0) * size / length)
+
+
+def _lettering(word: str, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where a word written in the middle of a tile (H, W) is dark; a cross where the tile is too small for it."""
+    height, width = shape
+    canvas = Image.new("L", (width, height))
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(max(9, min(shape) // 5))
+    if font.getlength(word) < width - 2:
+        pen.text((width / 2, height / 2), word, 255, font, anchor="mm")
+    else:
+        pen.line([(0, 0), (width - 1, height - 1)], 255)
+        pen.line([(0, height - 1), (width - 1, 0)], 255)
+    return np.asarray(canvas) > 127
 
 
 def _columns(count: int, tile_width: int, tile_height: int, width: int) -> int:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
+from interpret.evidence import ARRAY_FILES, SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
 from interpret.functional.statistics import count_sketch, histogram
 from interpret.measures import Measures
 
@@ -344,6 +344,10 @@ def bundle(
                 "display_count": displayed,
                 "batch_size": 16,
                 "forward": None,
+                "refused": {},
+                "notes": {},
+                "trust": False,
+                "features": {},
                 "pictures": [rename(record.key) for record in mapped],
                 "maps": [rename(record.key) for record in mapped],
             },
@@ -377,10 +381,71 @@ def bundle(
         writer.text("summary.txt", content["summary"])
         if "weights" in content:
             writer.json("weights.json", {"tensors": content["tensors"]})
-        for kind in ("weights", "layers", "predictions", "maps", "kernels", "activations", "inputs"):
+        if "trust.json" in content:
+            writer.json("trust.json", content["trust.json"])
+        for kind in ARRAY_FILES:
             if kind in content:
                 writer.arrays(kind, content[kind])
         return writer.finish(manifest, {"created_utc": "2025-01-01T00:00:00Z", "seconds": {}, "environment": {}})
+
+
+def with_attributions(content: dict[str, Any]) -> None:
+    """For `edit`: made-up attributions by three methods that are drawn in three ways."""
+    shape = (*content["maps"]["targets"].shape, *content["manifest"]["inputs"]["shape"])
+    rng = np.random.default_rng(5)
+    signed = rng.normal(size=shape).astype(np.float32)
+    content["attributions"] = {
+        "saliency": np.abs(signed),
+        "integrated-gradients": signed,
+        "integrated-gradients/gap": np.full(shape[:2], -0.004),
+        "integrated-gradients/steps": np.full(shape[:2], 64),
+        "guided-backprop": signed / 2,
+    }
+    content["manifest"]["settings"]["refused"] = {"cam": "cam needs a linear head that reads the mean"}
+    content["manifest"]["settings"]["notes"] = {"guided-backprop": "guided at 3 rectifiers"}
+
+
+def with_trust(content: dict[str, Any], strength: Mapping[str, float] | None = None, steps: int = 10) -> None:
+    """For `edit`: made-up tests of maps; insertion t^(1/q), deletion (1 - t)^q, so the score is (q - 1) / (q + 1).
+
+    Args:
+        content: what `edit` gets.
+        strength: q of each method and control.
+        steps: S; with few of them the trapezoidal rule is rough.
+    """
+    strength = strength or {"grad-cam": 4.0, "layer-cam": 1.2, "random": 1.0, "gaussian": 2.0}
+    images, keys = len(content["maps"]["targets"]), ("layer1.conv", "layer2.conv")
+    share = np.linspace(0, 1, steps + 1)
+    trust: dict[str, Array] = {"probability": np.ones(images)}
+    for name, q in strength.items():
+        for key in keys:
+            trust[f"insertion/{name}/{key}"] = np.repeat(share[None] ** (1 / q), images, 0)
+            trust[f"deletion/{name}/{key}"] = np.repeat((1 - share[None]) ** q, images, 0)
+            trust[f"drop/{name}/{key}"] = np.full(images, 0.25)
+            trust[f"increase/{name}/{key}"] = np.arange(images) == 0
+    methods = [name for name in strength if name not in ("random", "gaussian")]
+    for name, end in zip(methods, (0.1, 0.9), strict=False):
+        trust[f"randomization/{name}"] = np.repeat(np.array([[0.95], [end]]), images, 1)
+    content["trust"] = trust
+    content["trust.json"] = {"steps": steps, "keys": list(keys), "methods": methods, "stages": ["fc", "conv1"]}
+    content["manifest"]["settings"]["trust"] = True
+
+
+def with_features(content: dict[str, Any]) -> None:
+    """For `edit`: made-up features of one channel of `conv1` with three patches, and the responses of its kernels."""
+    rng = np.random.default_rng(6)
+    parts = rng.normal(size=(3, 8, 8)).astype(np.float32)
+    parts[2] = np.nan
+    content["features"] = {
+        "conv1/5/maximized": rng.integers(0, 256, (16, 16, 3), np.uint8),
+        "conv1/5/excitation": np.array([0.125, 7.5, 3.25]),
+        "conv1/5/patches": np.array([[1, 2, 3, 1, 2, 4, 5], [0, 0, 0, 0, 0, 2, 2], [9, 8, 8, 7, 7, 10, 10]]),
+        "conv1/5/activations": np.array([3.25, 2.0, 1.0]),
+        "conv1/5/crops": rng.integers(0, 256, (3, 8, 8, 3), np.uint8),
+        "conv1/5/reconstructions": parts,
+        "responses/conv1": rng.normal(size=(8, 16, 16)).astype(np.float32),
+    }
+    content["manifest"]["settings"]["features"] = {"conv1": [5]}
 
 
 def changed_call(call: Call, **changes: Any) -> Call:

@@ -65,6 +65,26 @@ def test_bars_are_clipped_to_their_box():
     assert 'd="M0 3H32V7H0Z"' in charts.share_bar(0.5).body
 
 
+def test_a_state_grid_has_one_path_per_state_and_no_cell_where_there_is_no_map():
+    chart = charts.state_grid([[0, 0, 1, 0], [None, 0, None, None]], "states", width=100, row=4)
+    # columns of 25; lines at 0 and 4, 3.5 high; neighbours alike are one bar
+    assert path(chart, "state-0") == "M0 0H50v3.5H0ZM75 0H100v3.5H75ZM25 4H50v3.5H25Z"
+    assert path(chart, "state-1") == "M50 0H75v3.5H50Z"
+    assert len(elements(chart, "path")) == 2
+    assert (chart.width, chart.height) == (100, 8)
+    assert charts.state_grid([], "none").height > 0
+
+
+def test_a_panel_is_where_it_was_computed_by_hand():
+    # left 20, right 4, top 5, bottom 14: 100 wide, 100 high
+    lines = [([0.0, 0.5, 1.0], 0, ""), ([1.0, float("nan"), 2.0], 1, "5 2")]
+    chart = charts.panel(lines, "panel", width=124, height=119)
+    assert path(chart, "run-line-0") == "M20 105L70 55L120 5"
+    assert path(chart, "run-line-1") == "M20 5M120 5"
+    dashes = [element.get("stroke-dasharray") for element in elements(chart, "path")]
+    assert dashes == [None, None, "5 2"]
+
+
 def test_text_is_escaped_and_every_chart_says_what_it_shows():
     chart = charts.curves([[1.0]], '<script>"&', runs=[0])
     root = ElementTree.fromstring(chart.__html__())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bundles import bundle, network
+from bundles import bundle, network, with_attributions, with_features
 from interpret import drawing
 
 
@@ -209,3 +209,68 @@ def test_activations_are_decoded_to_their_values(tmp_path):
     assert values.shape == (4, 8, 16, 16)
     assert np.allclose(values.min((2, 3)), low)
     assert np.allclose(values.max((2, 3)), high)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((13, 17), (5, 4)), ((8, 8), (8, 8)), ((4, 6), (8, 18))])
+def test_attributions_are_averaged_over_equal_parts(shape, size):
+    values = np.random.default_rng(0).normal(size=(1, 3, *shape))
+    view = drawing.attribution_view(values, "input-x-gradient", size)[0]
+    fine = values[0].sum(0).repeat(size[0], 0).repeat(size[1], 1)  # every part a whole number of copies
+    expected = fine.reshape(size[0], shape[0], size[1], shape[1]).mean((1, 3))
+    assert np.abs(view - expected).max() < 1e-12
+
+
+def test_attributions_are_reduced_as_the_field_draws_them():
+    values = np.array([1.0, -3.0, 0.5]).reshape(1, 3, 1, 1)
+    assert drawing.attribution_view(values, "saliency", (1, 1)).tolist() == [[[3.0]]]
+    assert drawing.attribution_view(values, "full-grad", (1, 1)).tolist() == [[[4.5]]]
+    assert drawing.attribution_view(values, "integrated-gradients", (1, 1)).tolist() == [[[-1.5]]]
+    assert drawing.attribution_view(values, "deconvnet", (1, 1)).ravel().tolist() == [1.0, -3.0, 0.5]
+    assert drawing.attribution_view(values[:, :1], "deconvnet", (1, 1)).tolist() == [[[1.0]]]
+    assert drawing.attribution_view(np.full((1, 3, 1, 1), np.nan), "saliency", (1, 1)).tolist() == [[[0.0]]]
+
+
+def test_attribution_tiles_by_hand():
+    colours = drawing.attribution_tile(np.array([2.0, 0.0, -1.0]).reshape(3, 1, 1), "guided-backprop", 2.0)
+    assert colours.tolist() == [[[255, 128, 64]]]
+    assert drawing.attribution_tile(np.array([[0.0, 2.0]]), "saliency", 2.0).tolist() == [[[68, 1, 84], [253, 231, 37]]]
+    signed = drawing.attribution_tile(np.array([[-2.0, 0.0, 9.0]]), "integrated-gradients", 2.0)
+    assert signed.tolist() == [[[5, 48, 97], [247, 247, 247], [103, 0, 31]]]
+
+
+def test_the_limit_of_attributions_is_robust():
+    values = np.zeros(1000)
+    values[:20] = -1.0
+    values[0] = 99.0
+    assert drawing.attribution_limit([values]) == 1.0
+    assert drawing.attribution_limit([np.zeros(4)]) == 1.0
+    assert drawing.attribution_limit([np.eye(40)]) == 1.0
+
+
+def test_previews_of_attributions_and_features(tmp_path):
+    def edit(content):
+        with_attributions(content)
+        with_features(content)
+
+    with bundle(network(widths=(8, 12)), tmp_path / "bundle", edit=edit) as evidence:
+        root = tmp_path / "bundle" / "previews"
+        written = {str(path.relative_to(root)): path.read_bytes() for path in drawing.write_previews(evidence)}
+        crops = evidence.array("features", "conv1/5/crops")
+    names = ("saliency", "integrated-gradients", "guided-backprop")
+    assert [name for name in written if name.startswith("attributions")] == [
+        f"attributions/{name}.png" for name in names
+    ]
+    tile = 16 * 7
+    assert Image.open(io.BytesIO(written["attributions/saliency.png"])).size == (4 * tile + 9, 2 * tile + 3)
+    feature = np.asarray(Image.open(io.BytesIO(written["features/000-conv1-5.png"])))
+    assert feature.shape == (19, 19 + 3 + 3 * 8 + 6, 3)
+    assert np.array_equal(feature[:8, 22:30], crops[0])
+
+
+def test_a_blank_map_says_so_in_its_preview():
+    images = np.full((1, 80, 80, 3), 90, np.uint8)
+    maps = np.stack([np.zeros((1, 4, 4)), np.eye(4)[None]])
+    sheet = drawing._indexed_overlays(images, maps)
+    white = (np.asarray(sheet.image().convert("RGB")) == 255).all(2)
+    assert 40 < white[:80].sum() < 2000  # the letters
+    assert not white[82:].any()

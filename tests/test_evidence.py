@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import interpret
+from interpret.auditing import METHODS
 from interpret.errors import EvidenceError
 from interpret.evidence import (
     SCHEMA_VERSION,
@@ -18,6 +19,7 @@ from interpret.evidence import (
     read_evidence,
     unique_labels,
 )
+from interpret.functional.cam import ATTRIBUTION_METHODS
 from networks import digit_images, trained_digits
 
 DATA = Path(__file__).parent / "data"
@@ -39,6 +41,9 @@ def test_every_old_bundle_reads(version: int) -> None:
     field = ReceptiveField(size=(3, 3), stride=(1, 1), start=(-1, -1))
     assert bundle.call["features.0"].receptive_field == (field if version > 1 else None)
     assert bundle.call["features.0"].weight_shape == ((8, 1, 3, 3) if version > 1 else None)
+    assert [call.key for call in bundle.calls if call.last] == ["features.4"]
+    assert all(call.reaches_output and call.token_grid is None for call in bundle.calls)
+    assert bundle.manifest.settings["refused"].keys() == ({"attention-rollout"} if version > 2 else set())
     assert bundle.manifest.status == "complete"
     assert bundle.call["features.0"].kind == "convolution"
     assert "Conv2d" in bundle.summary
@@ -57,7 +62,8 @@ def tables(section: str) -> set[str]:
 
 def test_format_and_code_name_the_same_fields() -> None:
     images, labels = digit_images()
-    with interpret.audit(trained_digits(), images[:4], labels=labels[:4].tolist(), display_count=1) as fresh:
+    options = {"methods": METHODS, "trust": True, "features": {"features.0": [1]}}
+    with interpret.audit(trained_digits(), images[:4], labels=labels[:4].tolist(), display_count=1, **options) as fresh:
         manifest = json.loads((fresh.folder / "manifest.json").read_text("utf-8"))
         assert tables("manifest.json") == set(manifest)
         assert tables("An entry of `calls`") == set(manifest["calls"][0])
@@ -71,7 +77,24 @@ def test_format_and_code_name_the_same_fields() -> None:
         assert tables("layers.npz") == set(fresh.keys("layers"))
         assert tables("predictions.npz") == set(fresh.keys("predictions"))
         assert tables("inputs.npz") == set(fresh.keys("inputs"))
-        assert {"targets", "scores"} <= set(fresh.keys("maps")) & tables("maps.npz")
+        assert {"targets", "scores", "gradient_square"} <= set(fresh.keys("maps")) & tables("maps.npz")
+        assert {"METHOD", "METHOD/gap", "METHOD/steps"} == tables("attributions.npz")
+        methods = {*ATTRIBUTION_METHODS}
+        assert {method for method in fresh.keys("attributions") if "/" not in method} == methods
+        assert {name.partition("/")[2] for name in fresh.keys("attributions")} == {"", "gap", "steps"}
+        kinds = {name.partition("/")[0] for name in fresh.keys("trust")}
+        assert kinds == {name.partition("/")[0] for name in tables("trust.npz, trust.json")}
+        about = json.loads((fresh.folder / "trust.json").read_text("utf-8"))
+        assert set(about) == {"steps", "keys", "methods", "stages"}
+        curves = {name for name in fresh.keys("trust") if name.startswith("deletion/")}
+        names = {f"deletion/{name}/input" for name in (*ATTRIBUTION_METHODS, "random", "gaussian")}
+        assert names <= curves
+        assert all(fresh.array("trust", name).shape == (1, about["steps"] + 1) for name in curves)
+        assert fresh.array("trust", "randomization/grad-cam").shape == (len(about["stages"]), 1)
+        kinds = {name.rpartition("/")[2] for name in fresh.keys("features") if not name.startswith("responses/")}
+        written = tables("features.npz") - {"responses/CALL"}
+        assert kinds == {name.removeprefix("C/K/") for name in written}
+        assert fresh.has("features", "responses/features.0")
 
 
 def test_fields_of_later_releases_are_passed_over(bundle: Evidence, tmp_path: Path) -> None:
@@ -127,7 +150,7 @@ def test_changed_file_is_refused(bundle: Evidence, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 99}, "has bundle version 99, but this release reads up to 2; upgrade"),
+        ({"schema_version": 99}, "has bundle version 99, but this release reads up to 3; upgrade"),
         ({"schema_version": None}, "bundle version None"),
         ({"calls": None}, "lacks calls"),
     ],

@@ -12,7 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from interpret.sections import appendix, architecture, chapters, identity, method, overview, predictions, verdict
+from interpret.sections import (
+    appendix,
+    architecture,
+    chapters,
+    explanations,
+    identity,
+    method,
+    overview,
+    predictions,
+    verdict,
+)
 from interpret.sections.subject import Subject
 
 Data = dict[str, Any]
@@ -35,6 +45,7 @@ SECTIONS: tuple[Section, ...] = (
     Section("overview", "Layer overview", "sections/overview.html.jinja", overview.build),
     Section("chapters", "Layers that matter", "sections/chapters.html.jinja", chapters.build),
     Section("predictions", "Predictions and maps", "sections/predictions.html.jinja", predictions.build),
+    Section("explanations", "Explanations", "sections/explanations.html.jinja", explanations.build),
     Section("method", "Method and limits", "sections/method.html.jinja", method.build),
     Section("appendix", "Appendix", "sections/appendix.html.jinja", appendix.build),
 )

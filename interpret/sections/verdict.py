@@ -14,6 +14,7 @@ from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import ROWS_PER_RANKING, Run, Subject
 from interpret.sections.wording import count, number, percent, quantity, sentence
 
+ON_REQUEST = ("attributions", "trust", "features")  # collectors that nobody misses: the section Explanations names them
 FINDINGS_SHOWN = 6  # on the first page; comparison.json holds all
 VERDICTS = {
     "identical": ("Identical", "Every tensor has the same values as in the reference"),
@@ -155,7 +156,7 @@ def reservations(subject: Subject) -> list[str]:
     for run in subject.runs:
         evidence = subject.evidence[run.label]
         for name, state in evidence.manifest.collectors.items():
-            if state["status"] != "ok":
+            if state["status"] != "ok" and not (state["status"] == "skipped" and name in ON_REQUEST):
                 reason = f": {state['message']}" if state.get("message") else ""
                 sentences.append(f"{run.label}: the collector {name} {state['status']}{reason}.")
         if skipped := [item["name"] for item in evidence.manifest.inputs["skipped"]]:
