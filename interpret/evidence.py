@@ -209,13 +209,20 @@ class Evidence:
     @cached_property
     def tensors(self) -> tuple[TensorRecord, ...]:
         """The tensors of the state, in its order; empty where weights were not recorded."""
-        if "weights.json" not in self.manifest.files:
-            return ()
-        entries = json.loads(self._read("weights.json"))["tensors"]
+        entries = self.document("weights.json").get("tensors", ())
         return tuple(
             TensorRecord(index=index, **{**_known(TensorRecord, entry, "weights.json"), "shape": tuple(entry["shape"])})
             for index, entry in enumerate(entries)
         )
+
+    def document(self, name: str) -> Mapping[str, Any]:
+        """A JSON file of the bundle, such as "trust.json"; empty where it was not recorded.
+
+        Raises:
+            EvidenceError: it is missing, or does not match its digest.
+        """
+        content: Mapping[str, Any] = json.loads(self._read(name)) if name in self.manifest.files else {}
+        return content
 
     @cached_property
     def summary(self) -> str:

@@ -76,7 +76,8 @@ def _channels(output: Tensor, call: Call) -> Tensor:
 
 
 def _one_call(calls: Sequence[Call], layer: str) -> Call:
-    chosen = select(calls, layer)
+    """The call that a layer names; the key of a module's first execution names that one alone."""
+    chosen = [call for call in calls if call.key == layer] or select(calls, layer)
     if len(chosen) > 1:
         names = ", ".join(repr(call.key) for call in chosen[:4])
         raise LayerError(f"layer {layer!r} names {len(chosen)} calls ({names}{', ...' * (len(chosen) > 4)}); name one")

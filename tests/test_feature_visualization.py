@@ -548,6 +548,56 @@ def test_reconstruction_of_tokens_and_reused_relu6() -> None:
     assert not outside.any()
 
 
+def test_every_execution_of_a_module_can_be_named() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(x).relu_())
+
+    net, image = Twice(), torch.randn(3, 8, 8, generator=seeded())
+    once = functional.conv2d(image[None], net.conv.weight, net.conv.bias).detach()
+    torch.testing.assert_close(kernel_responses(net, image, "conv"), once[0])
+    torch.testing.assert_close(kernel_responses(net, image, "conv#1"), net(image[None])[0].detach())
+
+
+def test_layers_that_not_every_image_reaches_are_refused() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.more = nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.more(self.conv(x)) if x.mean() > 0 else self.conv(x)
+
+    images = torch.stack((torch.ones(3, 8, 8), -torch.ones(3, 8, 8)))
+    with pytest.raises(LayerError, match="'more' does not run on every image"):
+        top_patches(Sometimes(), images, "more", [0], batch_size=1)
+
+
+def test_sequences_without_a_grid_lie_in_a_column() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.linear = nn.Conv1d(3, 5, 3), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.conv(x.flatten(2)).transpose(1, 2)).mean(1)
+
+    net, images = Rows(), torch.randn(3, 3, 10, 10, generator=seeded())
+    along = net.conv(images.flatten(2)).detach()  # (N, C, 98): no square of tokens, with or without some in front
+    for layer, values in (("conv", along), ("linear", net.linear(along.transpose(1, 2)).detach().transpose(1, 2))):
+        patches = top_patches(net, images, layer, [3])[3]
+        best = values[:, 3].max(1)
+        order = best.values.argsort(descending=True).tolist()
+        expected = [(image, (int(best.indices[image]), 0)) for image in order]
+        assert [(patch.image, patch.position) for patch in patches] == expected
+
+
 # ----- kernel responses
 
 

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import integrate, stats
 
 from bundles import bundle, int8, network, with_attributions, with_features, with_trust
 from interpret import drawing
 from interpret.comparison import compare
-from interpret.findings import alone, findings_of
+from interpret.findings import findings_of
+from interpret.measures import explanations as explanations_of
 from interpret.reporting import ReportOptions, _subject, build_report, render_html, render_pdf
 from interpret.sections import explanations, features, trust
 from interpret.sections.subject import Subject
@@ -169,7 +169,7 @@ def spoiled(tmp_path_factory):
 
 
 def test_the_state_of_every_map(spoiled):
-    states = alone.map_states(spoiled)
+    states = explanations_of.map_states(spoiled)
     assert {key: found.ravel().tolist() for key, found in states["grad-cam"].items()} == {
         "conv1": [1, 1, 0, 0],
         "layer1.conv": [0, 0, 2, 3],
@@ -215,23 +215,11 @@ def test_blank_overlays_say_so(spoiled):
 # Trust ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_area_is_the_trapezoidal_rule():
-    curves = np.random.default_rng(0).random((3, 21))
-    assert alone.area(curves) == pytest.approx(integrate.trapezoid(curves, np.linspace(0, 1, 21), axis=1), abs=1e-14)
-
-
 def test_the_score_is_the_closed_form(tmp_path):
     evidence = bundle(WEIGHTS, edit=lambda content: with_trust(content, steps=2000))
     for name, q in (("grad-cam", 4.0), ("layer-cam", 1.2), ("random", 1.0), ("gaussian", 2.0)):
         # the integral of t^(1/q) is q / (q + 1), that of (1 - t)^q is 1 / (q + 1)
-        assert alone.faithfulness(evidence, name, "layer2.conv") == pytest.approx((q - 1) / (q + 1), abs=2e-4)
-
-
-@pytest.mark.parametrize(("won", "total"), [(4, 4), (3, 4), (0, 4), (7, 9), (1, 1)])
-def test_the_sign_test_is_scipys(won, total):
-    assert alone.sign_test(won, total) == pytest.approx(
-        stats.binomtest(won, total, alternative="greater").pvalue, rel=1e-12
-    )
+        assert explanations_of.faithfulness(evidence, name, "layer2.conv") == pytest.approx((q - 1) / (q + 1), abs=2e-4)
 
 
 def test_methods_are_ranked_beside_their_controls(full):
@@ -258,8 +246,8 @@ def test_nothing_is_beaten_where_a_control_or_a_number_is_missing():
         del content["trust"]["insertion/random/layer1.conv"]
 
     evidence = bundle(WEIGHTS, edit=spoil)
-    assert alone.wins(evidence, "grad-cam", "layer2.conv") == (3, 4)
-    assert alone.wins(evidence, "grad-cam", "layer1.conv") == (0, 0)
+    assert explanations_of.wins(evidence, "grad-cam", "layer2.conv") == (3, 4, 0.3125)
+    assert explanations_of.wins(evidence, "grad-cam", "layer1.conv") == (0, 0, 1.0)
     assert trust.build(Subject.of(evidence))["runs"]
     assert page(evidence).text.count("3 of 4 images") == 1
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
-from interpret.evidence import Evidence
 from interpret.findings.wording import FEW_IMAGES, MANY_UNITS, SHOWN, Draft, few, number_of, percent
-from interpret.measures.runs import Array, Run
+from interpret.measures.explanations import (
+    INPUT,
+    INSENSITIVE,
+    map_states,
+    trust_calls,
+    trust_methods,
+    unmoved,
+    wins,
+)
+from interpret.measures.runs import Run
 
 BATCHNORM_DRIFT = 1.0  # |ln variance ratio| or |z| at the first BatchNorm; the right preprocessing stays below 0.4
 DOMINANT_IMAGE = 0.25
-STATES = ("fine", "blank", "constant", "not finite", "decided by the constant")  # of a map; the first is no complaint
-GRAD_CAM_PLUS_PLUS_CONSTANT = 1e-6  # epsilon of its weights, as in functional.cam
-INPUT = "input"  # stands for a call where attributions were put to the test
-CONTROLS = ("random", "gaussian")
-INSENSITIVE = 0.5  # rank correlation with the map of random weights, above which a map hardly depends on the weights
 
 
 def non_finite_values(run: Run) -> Iterator[Draft]:
@@ -151,7 +153,7 @@ def maps_no_better_than_controls(run: Run) -> Iterator[Draft]:
     """Methods that a random map or a centred Gaussian equals, at the last call that was put to the test."""
     for place in (*trust_calls(run.evidence)[-1:], INPUT):
         beaten = {method: wins(run.evidence, method, place) for method in trust_methods(run.evidence)}
-        poor = [f"{method} ({won} of {total})" for method, (won, total) in beaten.items() if total and 2 * won <= total]
+        poor = [f"{name} ({won} of {total})" for name, (won, total, _) in beaten.items() if total and 2 * won <= total]
         if not poor:
             continue
         where = "the input" if place == INPUT else place
@@ -176,100 +178,15 @@ def maps_insensitive_to_weights(run: Run) -> Iterator[Draft]:
         )
 
 
-# What evidence says of its own maps -----------------------------------------------------------------------------------
-
-
-def map_states(evidence: Evidence | Run) -> Mapping[str, Mapping[str, Array]]:
-    """What became of every map: method to call to indices of :data:`STATES`, shape (D, R).
-
-    Not finite: NaN or infinity anywhere. Blank: no positive value. Constant: all values equal and positive. Decided by
-    the constant: of grad-cam++, where 2 G^2 < 1e-6 for the mean square G^2 of the gradients at the call.
-    """
-    holder = evidence.evidence if isinstance(evidence, Run) else evidence
-    mapped = list(holder.manifest.settings["maps"])
-    states: dict[str, dict[str, Array]] = {}
-    for name in holder.keys("maps"):
-        method, _, key = name.partition("/")
-        if not key:
-            continue
-        maps = evidence.array("maps", name)
-        peak, floor = maps.max((-2, -1)), maps.min((-2, -1))
-        finite = (abs(peak) < math.inf) & (abs(floor) < math.inf)  # False for NaN
-        blank, constant = finite & ~(peak > 0), finite & (peak > 0) & (peak == floor)
-        found = blank * 1 + constant * 2 + ~finite * 3
-        if method == "grad-cam++" and key in mapped and holder.has("maps", "gradient_square"):
-            squares = evidence.array("maps", "gradient_square")[..., mapped.index(key)]
-            found = found + 4 * ((2 * squares < GRAD_CAM_PLUS_PLUS_CONSTANT) & (found == 0))
-        states.setdefault(method, {})[key] = found
-    return states
-
-
 def _counted(run: Run, state: int) -> str:
     """How many maps of which methods are in a state, most first; empty where none is."""
     rows = []
-    for method, by_call in map_states(run).items():
+    for method, by_call in map_states(run.evidence).items():
         total = sum(found.size for found in by_call.values())
         number = sum(int((found == state).sum()) for found in by_call.values())
         if number:
             rows.append((number, f"{number} of {number_of(total, 'map')} of {method}"))
     return ", ".join(text for _, text in sorted(rows, key=lambda row: -row[0]))
-
-
-def trust_calls(evidence: Evidence) -> tuple[str, ...]:
-    """The calls whose maps were put to the test, in order."""
-    keys = {name.split("/", 2)[2] for name in evidence.keys("trust") if name.startswith("insertion/")}
-    return tuple(call.key for call in evidence.calls if call.key in keys)
-
-
-def trust_methods(evidence: Evidence) -> tuple[str, ...]:
-    """The methods that were put to the test, without the controls."""
-    names = (name.split("/", 2)[1] for name in evidence.keys("trust") if "/" in name)
-    return tuple(name for name in dict.fromkeys(names) if name not in CONTROLS)
-
-
-def area(curves: Array) -> Array:
-    """Area under curves of shape (D, S+1) over [0, 1] by the trapezoidal rule, shape (D,)."""
-    areas: Array = (curves[:, :-1] + curves[:, 1:]).sum(1) / (2 * (curves.shape[1] - 1))
-    return areas
-
-
-def faithfulness(evidence: Evidence, name: str, key: str) -> Array | None:
-    """Insertion AUC less deletion AUC of a method's or a control's maps at a call, shape (D,); None where untested."""
-    kinds = [f"{kind}/{name}/{key}" for kind in ("insertion", "deletion")]
-    if not all(evidence.has("trust", kind) for kind in kinds):
-        return None
-    insertion, deletion = (area(evidence.array("trust", kind)) for kind in kinds)
-    return insertion - deletion
-
-
-def wins(evidence: Evidence, method: str, key: str) -> tuple[int, int]:
-    """On how many images a method beats every control at a call, and on how many it was compared."""
-    own = faithfulness(evidence, method, key)
-    controls = [faithfulness(evidence, control, key) for control in CONTROLS]
-    if own is None or any(control is None for control in controls):
-        return 0, 0
-    beaten = own == own  # NaN beats nothing
-    for control in controls:
-        beaten = beaten & (own > control)
-    return int(beaten.sum()), len(own)
-
-
-def sign_test(won: int, total: int) -> float:
-    """How likely at least so many wins are where each is an even bet: sum over k >= won of C(n, k) / 2^n.
-
-    >>> sign_test(4, 4), sign_test(0, 4)
-    (0.0625, 1.0)
-    """
-    return float(sum(math.comb(total, k) for k in range(won, total + 1)) / 2**total)
-
-
-def unmoved(evidence: Evidence, method: str) -> float | None:
-    """Mean rank correlation of a method's maps with those of wholly random weights; None where that is unknown."""
-    if not evidence.has("trust", f"randomization/{method}"):
-        return None
-    last = evidence.array("trust", f"randomization/{method}")[-1]
-    known = last[last == last]
-    return float(known.mean()) if known.size else None
 
 
 RUN_RULES: tuple[Callable[[Run], Iterator[Draft]], ...] = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from interpret import charts, drawing
 from interpret.evidence import Array, Evidence
-from interpret.findings.alone import STATES, map_states
+from interpret.measures.explanations import STATES, map_states
 from interpret.sections import features, trust
 from interpret.sections.figures import Scale, jpeg, scale
 from interpret.sections.subject import Layer, Run, Subject, class_name

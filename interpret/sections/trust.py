@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from interpret import charts
 from interpret.evidence import Array, Evidence
-from interpret.findings.alone import (
+from interpret.measures.explanations import (
     CONTROLS,
     INPUT,
     INSENSITIVE,
     area,
     faithfulness,
-    sign_test,
     trust_calls,
     trust_methods,
     unmoved,
@@ -61,22 +59,22 @@ def _tested(evidence: Evidence, keys: Sequence[str]) -> dict[str, Any]:
 def _ranked(evidence: Evidence, name: str, keys: Sequence[str]) -> dict[str, Any]:
     """A row of the ranking: the score at every call, and at the last one what it is made of."""
     last, control = keys[-1], name in CONTROLS
-    insertion, deletion = (_curves(evidence, kind, name, last) for kind in ("insertion", "deletion"))
-    won, total = wins(evidence, name, last)
+    insertion, deletion = (area(evidence, kind, name, last) for kind in ("insertion", "deletion"))
+    won, total, probability = wins(evidence, name, last)
     judged = not control and total > 0
     cells = []
     for key in keys:
-        won_here, total_here = wins(evidence, name, key)
+        won_here, total_here, _ = wins(evidence, name, key)
         score = _signed(faithfulness(evidence, name, key))
         cells.append({"text": score, "weak": not control and total_here > 0 and 2 * won_here <= total_here})
     return {
         "name": CONTROL_NAMES.get(name, name),
         "control": control,
         "cells": cells,
-        "insertion": MISSING if insertion is None else number(_mean(area(insertion))),
-        "deletion": MISSING if deletion is None else number(_mean(area(deletion))),
+        "insertion": MISSING if insertion is None else number(_mean(insertion)),
+        "deletion": MISSING if deletion is None else number(_mean(deletion)),
         "beats": f"{won} of {total} images" if judged else "",
-        "probability": number(sign_test(won, total)) if judged else "",
+        "probability": number(probability) if judged else "",
         "drop": percent(_mean_of(evidence, f"drop/{name}/{last}")),
         "increase": _share_of(evidence, f"increase/{name}/{last}"),
     }
@@ -107,7 +105,7 @@ def _cascade(evidence: Evidence, methods: Sequence[str]) -> dict[str, Any] | Non
     if not found:
         return None
     means = {method: [_mean(stage, None) for stage in stages] for method, stages in found.items()}
-    stages = [str(stage) for stage in _description(evidence).get("stages", [])]
+    stages = [str(stage) for stage in evidence.document("trust.json").get("stages", [])]
     rows = []
     for place, method in enumerate(found):
         end = unmoved(evidence, method)
@@ -116,14 +114,6 @@ def _cascade(evidence: Evidence, methods: Sequence[str]) -> dict[str, Any] | Non
     text = "Rank correlation of maps with those of randomised weights, stage by stage"
     chart = charts.curves(list(means.values()), text, runs=range(len(means)), height=130)
     return {"chart": chart, "rows": rows, "stages": list(enumerate(stages))}
-
-
-def _description(evidence: Evidence) -> Mapping[str, Any]:
-    """What trust.json says of the tests."""
-    if "trust.json" not in evidence.manifest.files:
-        return {}
-    description: Mapping[str, Any] = json.loads((evidence.folder / "trust.json").read_text("utf-8"))
-    return description
 
 
 def _curves(evidence: Evidence, kind: str, name: str, key: str) -> Array | None:
