@@ -404,7 +404,7 @@ def _chosen_batch_size(traced: Trace, device: torch.device) -> int:
 def _passes_of(setting: Setting) -> float:
     """What the methods cost for one displayed image, in forwards."""
     methods = set(setting.methods)
-    passes = {"smooth-grad": 75.0, "integrated-gradients": 200.0, "guided-grad-cam": 6.0, "full-grad": 4.0}
+    passes = {"smooth-grad": 75.0, "integrated-gradients": 384.0, "guided-grad-cam": 6.0, "full-grad": 4.0}
     cost = sum(passes.get(method, 3.0) for method in methods & set(ATTRIBUTION_METHODS))
     if setting.maps and methods & set(ONE_PASS_METHODS):
         cost += BACKWARD_COST

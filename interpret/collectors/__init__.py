@@ -15,11 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from interpret.errors import LayerError
 from interpret.evidence import Call
+from interpret.gradients import Attribution, attribute
 from interpret.targets import Target, Targets
 from interpret.tracing import Forward, Trace
 
 Array = NDArray[Any]
+
+INTEGRATION_STEPS = 128  # gradients per image that integrated gradients may take in an audit; the gap is recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,28 @@ class Chunk:
     target: Target
     targets: Targets
     progress: Callable[[str, int, int], None]
+    _attributions: dict[str, Attribution | LayerError] = field(default_factory=dict)
+
+    def attribution(self, method: str, setting: Setting) -> Attribution:
+        """What a method attributes to the images, computed once for all collectors.
+
+        Raises:
+            LayerError: the method does not fit the network.
+        """
+        if method not in self._attributions:
+            options: dict[str, Any] = {"max_steps": INTEGRATION_STEPS} if method == "integrated-gradients" else {}
+            seed = setting.seed + self.first
+            try:
+                found: Attribution | LayerError = attribute(
+                    self.model, self.images, method, self.targets, seed=seed, forward=setting.forward, **options
+                )
+            except LayerError as error:
+                found = error
+            self._attributions[method] = found
+        known = self._attributions[method]
+        if isinstance(known, LayerError):
+            raise known
+        return known
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from interpret.collectors import Array, Chunk, Collector, Record, Setting, arrays, joined
 from interpret.errors import LayerError
 from interpret.functional.cam import ATTRIBUTION_METHODS
-from interpret.gradients import attribute
 
 
 class Attributions(Collector):
@@ -27,14 +26,7 @@ class Attributions(Collector):
             if method in self.refused:
                 continue
             try:
-                found = attribute(
-                    chunk.model,
-                    chunk.images,
-                    method,
-                    chunk.targets,
-                    seed=self.setting.seed + chunk.first,
-                    forward=self.setting.forward,
-                )
+                found = chunk.attribution(method, self.setting)
             except LayerError as error:
                 self.refused[method] = str(error)
                 continue

@@ -10,7 +10,6 @@ from interpret.collectors import Array, Chunk, Collector, Record, Setting, array
 from interpret.errors import LayerError
 from interpret.faithfulness import STEPS, cascading_randomization, control_maps, faithfulness
 from interpret.functional.cam import ATTRIBUTION_METHODS, ONE_PASS_METHODS
-from interpret.gradients import attribute
 from interpret.maps import Maps, has_maps, one_pass
 
 CONTROLS = ("random", "gaussian")
@@ -71,9 +70,7 @@ class Trust(Collector):
             heatmaps |= {f"{name}/{call.key}": control for name, control in zip(CONTROLS, pair, strict=True)}
         for method in self.attributions:
             try:
-                found = attribute(
-                    chunk.model, chunk.images, method, chunk.targets, seed=seed, forward=self.setting.forward
-                )
+                found = chunk.attribution(method, self.setting)
             except LayerError:  # attributions say why
                 continue
             values = found.values if found.values.ndim == 4 else found.values[:, 0]
