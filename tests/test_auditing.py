@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from interpret.collectors.activations import Activations
 from interpret.collectors.gram import Gram
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import Evidence
+from interpret.faithfulness import faithfulness
 from interpret.functional.statistics import count_sketch, histogram
 from interpret.images import probe_from_tensor
 from networks import Digits, digit_images, trained_digits
@@ -481,3 +482,94 @@ def test_features_that_spill_into_a_file_give_the_same_matrices(
             mine, theirs = spilled.gram(call.key), evidence.gram(call.key)
             assert mine is not None
             np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5 * float(np.abs(theirs).max()))
+
+
+# Explanations on request ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def explained(images: Tensor) -> Iterator[Evidence]:
+    with interpret.audit(
+        trained_digits(),
+        images[:6],
+        methods=("grad-cam", "attention-rollout", "cam", "saliency", "integrated-gradients"),
+        display_count=3,
+        batch_size=2,
+        trust=True,
+        features={"features.4": [0, 3], "features": [3]},
+    ) as evidence:
+        yield evidence
+
+
+def test_attributions_are_stored_chunk_by_chunk(explained: Evidence, images: Tensor) -> None:
+    expected = interpret.attribution(trained_digits(), images[:3], "saliency")
+    stored = explained.array("attributions", "saliency")
+    assert stored.shape == (3, 1, 1, 8, 8)
+    assert stored[:, 0] == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-7)
+    assert explained.array("attributions", "integrated-gradients/gap").shape == (3, 1)
+    assert explained.array("attributions", "integrated-gradients/steps").max() <= 128
+    assert "attention-rollout needs" in explained.manifest.settings["refused"]["attention-rollout"]
+    assert explained.has("maps", "cam/features")
+
+
+def test_squares_of_gradients_are_those_of_captures(explained: Evidence, images: Tensor) -> None:
+    captured = interpret.capture(trained_digits(), images[:3], gradients=True)
+    squares = explained.array("maps", "gradient_square")
+    for place, key in enumerate(explained.manifest.settings["maps"]):
+        exact = captured[key].gradient.double().square().mean((1, 2, 3))
+        assert squares[:, 0, place] == pytest.approx(exact.numpy(), rel=1e-5)
+
+
+def test_trust_is_what_the_functions_say(explained: Evidence, images: Tensor) -> None:
+    about = explained.document("trust.json")
+    assert about["keys"][-1] == "input"
+    assert about["methods"] == ["grad-cam", "saliency", "integrated-gradients"]
+    targets = torch.from_numpy(explained.array("maps", "targets")[:, 0])
+    maps = interpret.class_activation_maps(trained_digits(), images[:3], layers=[about["keys"][0]])
+    heat = maps.heatmap("grad-cam", about["keys"][0], (8, 8))[None]
+    found = faithfulness(trained_digits(), images[:3], targets, heat)
+    for kind in ("deletion", "insertion", "drop", "increase"):
+        name = f"{kind}/grad-cam/{about['keys'][0]}"
+        assert explained.array("trust", name) == pytest.approx(getattr(found, kind)[0], abs=1e-5)
+    assert explained.array("trust", "probability") == pytest.approx(found.probability, abs=1e-6)
+    assert explained.array("trust", "randomization/grad-cam").shape == (len(about["stages"]), 3)
+
+
+def test_features_are_those_of_the_channels_asked_for(explained: Evidence, images: Tensor) -> None:
+    channels = {name.rpartition("/")[0] for name in explained.keys("features") if not name.startswith("responses/")}
+    assert channels == {"features.4/0", "features.4/3", "features/3"}
+    patches = explained.array("features", "features.4/3/patches")
+    values = explained.array("features", "features.4/3/activations")
+    outputs = interpret.capture(trained_digits(), images[:6], "features.4")["features.4"][:, 3]
+    assert values == pytest.approx(outputs.amax((1, 2)).sort(descending=True).values.numpy(), abs=1e-6)
+    for (image, row, column, top, left, bottom, right), value in zip(patches, values, strict=True):
+        assert float(outputs[image, row, column]) == pytest.approx(value, abs=1e-6)
+        assert 0 <= top < bottom <= 8
+        assert 0 <= left < right <= 8
+    noise, excited, highest = explained.array("features", "features.4/3/excitation")
+    assert excited > noise
+    assert highest == pytest.approx(float(outputs.mean((1, 2)).max()), abs=1e-6)
+    assert explained.array("features", "features.4/3/crops").shape == (6, 96, 96, 3)
+    kernels = explained.array("features", "responses/features.0")
+    first = nn.functional.conv2d(images[:1], trained_digits().features[0].weight, padding=1)[0]
+    assert kernels == pytest.approx(first.detach().numpy(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": {"features.9": [0]}}, "matches none of the"),
+        ({"features": {"features.4": [99]}}, "99"),
+        ({"methods": ["saliensy"]}, "did you mean 'saliency'"),
+        ({"layers": ["fx:add"]}, "an audit records calls of modules"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(options: dict[str, Any], message: str, images: Tensor) -> None:
+    with pytest.raises(LayerError, match=message):
+        interpret.audit(trained_digits(), images[:2], **options)
+
+
+def test_trust_needs_the_probability_of_a_class(images: Tensor) -> None:
+    with interpret.audit(trained_digits(), images[:2], trust=True, targets=lambda output: output[:, 3]) as evidence:
+        assert evidence.manifest.status == "complete"
+        assert "probability of a class" in evidence.manifest.collectors["trust"]["message"]

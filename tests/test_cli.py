@@ -175,6 +175,9 @@ def test_an_interrupt_leaves_nothing_half_written(
         (["--probe-count", "0"], "0 is not in the range"),
         (["--batch-size", "0"], "'0' is neither a positive number nor auto"),
         (["--batch-size", "all"], "'all' is neither a positive number nor auto"),
+        (["--features", "conv1"], "'conv1' is not a call with channels, such as layer4.1.conv2:0,5,17-20"),
+        (["--features", "conv1:a"], "'conv1:a' is not a call with channels"),
+        (["--features", ":3"], "':3' is not a call with channels"),
     ],
 )
 def test_bad_options_are_explained(
@@ -191,6 +194,9 @@ def test_bad_options_are_explained(
         (["--labels-from-folders", "--labels", "labels.csv"], "not from both"),
         (["--preprocess", "net.py:crop"], "leave out --resize, --crop"),
         (["--model-arg", "depth=3"], "has no argument 'depth'"),
+        (["--methods", "grad-cam,saliensy"], "did you mean 'saliency'"),
+        (["--features", "nowhere:1"], "layer 'nowhere' matches none"),
+        (["--layers", "fx:add"], "an audit records calls of modules"),
     ],
 )
 def test_what_does_not_fit_is_explained(
@@ -246,6 +252,27 @@ def test_audit_prints_run_location_and_evidence(
     assert f"run        {result['run_id']}" in captured.out
     assert "already holds this audit" in captured.err
     assert len(client.search_runs([record.info.experiment_id])) == 1
+
+
+def test_audit_by_every_method(inputs: Path, options: list[str], tmp_path: Path) -> None:
+    """What is asked for on the command line, and what of it a network with these layers refuses."""
+    arguments = [
+        "--methods",
+        "default,cam,ablation-cam,saliency",
+        "--trust",
+        "--features",
+        "0:0,1-2",
+        "--display-count",
+        "1",
+    ]
+    assert run("audit", inputs / "old.pt", *options, *arguments, "--no-mlflow", "--out", tmp_path / "evidence") == 0
+    evidence = read_evidence(tmp_path / "evidence")
+    assert evidence.manifest.settings["trust"] is True
+    assert evidence.manifest.settings["features"] == {"0": [0, 1, 2]}
+    assert {"saliency"} == {name for name in evidence.keys("attributions") if "/" not in name}
+    assert any(name.startswith("ablation-cam/") for name in evidence.keys("maps"))
+    assert {name.split("/")[1] for name in evidence.keys("features") if name.startswith("0/")} == {"0", "1", "2"}
+    assert evidence.keys("trust")
 
 
 def test_audit_without_mlflow(

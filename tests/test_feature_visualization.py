@@ -674,3 +674,22 @@ class Rounds(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x.detach().round())
+
+
+def test_the_scale_of_the_objective_does_not_matter() -> None:
+    """Weights as small as 1e-9 of others: gradients far below the constant of Adam's usual form."""
+    torch.manual_seed(0)
+    weight = torch.randn(1, 3, 5, 5)
+    ends = []
+    for scale in (1.0, 1e-9):
+        net = nn.Sequential(nn.Conv2d(3, 1, 5, bias=False))
+        with torch.no_grad():
+            net[0].weight.copy_(weight * scale)
+        ends.append(maximize(net, "0", 0, size=16, steps=30).end / scale)
+    assert ends[1] == pytest.approx(ends[0], rel=1e-2)
+
+
+def test_responses_of_half_precision() -> None:
+    net, image = nn.Sequential(nn.Conv2d(3, 4, 3)).bfloat16(), torch.randn(3, 8, 8, generator=seeded())
+    expected = functional.conv2d(image[None], net[0].weight.float(), net[0].bias.float())[0]
+    torch.testing.assert_close(kernel_responses(net, image), expected.detach())
