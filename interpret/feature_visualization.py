@@ -258,7 +258,7 @@ class _Adam:
         self.mean.lerp_(gradient, 1.0 - 0.9)
         self.square.lerp_(gradient.square(), 1.0 - 0.999)
         first, second = self.mean / (1.0 - 0.9**self.steps), self.square / (1.0 - 0.999**self.steps)
-        self.parameters += self.rate * first / (second.sqrt() + 1e-8)
+        self.parameters += self.rate * first / (second.sqrt() + 1e-16)
 
 
 def _moved(pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -642,7 +642,7 @@ def kernel_responses(
     """
     images = image[None]
     _check_images(images)
-    model = unwrap(model)
+    model, images = in_float32(unwrap(model), images)
     with undisturbed(model), torch.no_grad():
         calls = trace(model, images, forward, counted=False).calls
         if layer is None:

@@ -74,6 +74,9 @@ class Features(Collector):
             )  # fmt: skip
             best = self.best[key]
             highest = float(self.highest[key][best.channels.index(channel)])
+            if not found.image.isfinite().all():
+                self.notes["features"] = f"channel {channel} of {key} gives no finite gradient, so no picture of it"
+                continue
             self.content[f"{key}/{channel}/maximized"] = _picture(found.image[0])
             self.content[f"{key}/{channel}/excitation"] = np.array([found.start, found.end, highest])
             self._keep_patches(f"{key}/{channel}", patches[key][channel], images)
@@ -88,11 +91,7 @@ class Features(Collector):
         self.content[f"{name}/patches"] = np.array(rows, np.int64).reshape(-1, 7)
         self.content[f"{name}/activations"] = np.array([patch.activation for patch in patches])
         mean, std = (torch.tensor(values)[:, None, None] for values in self.setting.normalization)
-        crops = []
-        for patch in patches:
-            top, left, bottom, right = patch.box
-            picture = (images[patch.image].cpu() * std + mean)[:, top:bottom, left:right]
-            crops.append(_picture(functional.interpolate(picture[None], (SIDE, SIDE), mode="bilinear")[0]))
+        crops = [_picture(_crop(images[patch.image].cpu() * std + mean, patch)) for patch in patches]
         self.content[f"{name}/crops"] = np.stack(crops)
 
     def _reconstruct(
@@ -106,11 +105,7 @@ class Features(Collector):
         except LayerError as error:
             self.notes["features"] = str(error)
             return
-        crops = []
-        for patch, picture in zip(patches, found, strict=True):
-            top, left, bottom, right = patch.box
-            crop = picture[None, :, top:bottom, left:right].sum(1, keepdim=True)
-            crops.append(functional.interpolate(crop, (SIDE, SIDE), mode="bilinear")[0, 0])
+        crops = [_crop(picture.sum(0, keepdim=True), patch)[0] for patch, picture in zip(patches, found, strict=True)]
         self.content[f"{key}/{channel}/reconstructions"] = torch.stack(crops).numpy()
 
     def record(self) -> Record:
@@ -118,6 +113,13 @@ class Features(Collector):
         if not self.content:
             return arrays("features", {}, "no features were asked for")
         return Record({"features": self.content}, {}, {}, notes=self.notes)
+
+
+def _crop(picture: Tensor, patch: TopPatch) -> Tensor:
+    """The receptive field in a picture (C, H, W), (C, SIDE, SIDE); one pixel where it lies in the padding alone."""
+    top, left, bottom, right = patch.box
+    field = picture[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+    return functional.interpolate(field, (SIDE, SIDE), mode="bilinear")[0]
 
 
 def _tell(progress: Callable[[str, int, int], None], job: int, jobs: int, done: int, total: int) -> None:
