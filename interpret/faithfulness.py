@@ -25,7 +25,7 @@ from interpret.functional.faithfulness import auc, confidence_drop, pixel_counts
 from interpret.hooks import in_float32, undisturbed, visiting
 from interpret.maps import Maps, class_activation_maps
 from interpret.targets import Targets, answer_of, resolve
-from interpret.tracing import Forward, canonical_name, run, select, trace, unwrap
+from interpret.tracing import Forward, canonical_name, modules_of, run, select, trace, unwrap
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -80,8 +80,9 @@ def faithfulness(
     images. A probability is the softmax of the logits, or for a single logit its sigmoid (target 1) or that of its
     negative (target 0).
 
-    Deletion removes pixels from pictures the network never saw the like of, so part of every fall is due to that and
-    not to what was removed; hence the controls.
+    Deletion makes pictures the network never saw the like of, so part of every fall is due to that and not to what was
+    removed; hence the controls. Drop and increase favour bright heatmaps whatever they show: one of ones everywhere has
+    drop 0. Read them beside the curves, which depend on the order of the pixels alone.
 
     Args:
         model: a classifier; nothing of it is changed. Half-precision weights are copied to float32 first.
@@ -96,10 +97,10 @@ def faithfulness(
 
     Returns:
         Curves and scores. Curves are NaN where a heatmap ranks nothing (all its pixels are equal), everything is where
-        it is not finite.
+        it holds NaN.
 
     Raises:
-        LayerError: shapes do not fit, a class is out of range, or the model's output is not (N, K) logits.
+        LayerError: shapes do not fit, heatmaps or a class are out of range, or the model's output is not (N, K) logits.
         InterpretError: the model fails on an altered image.
 
     Source: Petsiuk et al. 2018, arXiv:1806.07421 (curves), whose code alters a fixed number of pixels per step;
@@ -113,8 +114,10 @@ def faithfulness(
             f"heatmaps of shape {tuple(maps.shape)} do not fit images of shape {tuple(images.shape)}; "
             "give (M, D, H, W) heatmaps for (D, C, H, W) images, scaled up to their size"
         )
-    if batch_size < 1:
-        raise LayerError(f"a forward needs at least 1 image, not batch_size={batch_size}")
+    if len(outside := maps[(maps < 0) | (maps > 1)]):
+        raise LayerError(f"heatmaps hold {float(outside[0]):g}; scale them to [0, 1], as `Maps.heatmap` does")
+    if steps < 1 or batch_size < 1:
+        raise LayerError(f"steps and batch_size are at least 1, not steps={steps}, batch_size={batch_size}")
     counts = pixel_counts(images.shape[2] * images.shape[3], steps)
     model, images = in_float32(unwrap(model), images)
     scores = []
@@ -293,7 +296,7 @@ def cascading_randomization(
 
     The weights of a copy are lost stage by stage from the logits downwards: each parameter keeps its values and their
     scale, but in random order. Re-initialisation (``reset_parameters``) is no alternative: a trained EfficientNet-Lite0
-    then no longer tells images apart (logits differ by 1e-9), and what a map does there says nothing. For the same
+    then no longer tells images apart (logits differ by 1e-8), and what a map does there says nothing. For the same
     reason BatchNorm behind shuffled weights takes the statistics of these images.
 
     Maps of one network are alike to begin with: even those of different images correlate. Eigen-CAM asks only what lies
@@ -384,7 +387,7 @@ def _shuffle(model: nn.Module, calls: Sequence[Call], generator: torch.Generator
 
 def _settle(model: nn.Module, images: Tensor, calls: Sequence[Call], forward: Forward | None) -> None:
     """Give BatchNorm at these calls the mean and variance of what it gets from the images."""
-    modules = {canonical_name(name): module for name, module in model.named_modules()}
+    modules = {name: module for module, name in modules_of(model).items()}
     norms = [call for call in calls if isinstance(modules[call.name], nn.modules.batchnorm._BatchNorm)]
 
     def enter(call: Call, source: Tensor | None) -> None:

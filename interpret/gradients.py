@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from interpret.errors import LayerError, did_you_mean
+from interpret.functional.cam import ATTRIBUTION_METHODS, check_methods
 from interpret.hooks import backward, in_float32, undisturbed, with_gradients
 from interpret.maps import class_activation_maps
 from interpret.targets import Target, Targets, resolve
@@ -37,6 +37,7 @@ CURVED = frozenset(
     {"silu", "gelu", "hardswish", "mish", "elu", "selu", "celu", "softplus", "sigmoid", "hardsigmoid", "tanh"}
     | {"logsigmoid", "softsign", "tanhshrink", "glu"}
 )
+UNGUIDED = CURVED | PIECEWISE_LINEAR
 NOT_HOMOGENEOUS = CURVED | {
     "layer_norm",
     "group_norm",
@@ -73,35 +74,35 @@ class Attribution:
 # ----- rectifiers: every way to write one, as torch functions see it
 
 
-def _relu(input: Tensor, inplace: bool = False) -> tuple[Tensor, float, bool]:
-    return input, math.inf, inplace
+class _Rectifier(NamedTuple):
+    """A call that is min(max(source, 0), ceiling)."""
+
+    source: Tensor
+    ceiling: float
+    in_place: bool
 
 
-def _relu6(input: Tensor, inplace: bool = False) -> tuple[Tensor, float, bool]:
-    return input, 6.0, inplace
+def _relu(input: Tensor, inplace: bool = False, ceiling: float = math.inf) -> _Rectifier:
+    return _Rectifier(input, ceiling, inplace)
 
 
-def _hardtanh(
-    input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> tuple[Tensor, float, bool] | None:
-    return (input, float(max_val), inplace) if min_val == 0 else None
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> _Rectifier | None:
+    return _Rectifier(input, float(max_val), inplace) if min_val == 0 else None
 
 
-def _threshold(
-    input: Tensor, threshold: float, value: float, inplace: bool = False
-) -> tuple[Tensor, float, bool] | None:
-    return (input, math.inf, inplace) if threshold == value == 0 else None
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> _Rectifier | None:
+    return _Rectifier(input, math.inf, inplace) if threshold == value == 0 else None
 
 
-def _clamp(input: Tensor, min: Any = None, max: Any = None, out: Any = None) -> tuple[Tensor, float, bool] | None:
+def _clamp(input: Tensor, min: Any = None, max: Any = None, out: Any = None) -> _Rectifier | None:
     if isinstance(min, Tensor) or isinstance(max, Tensor) or out is not None or min != 0:
         return None
-    return input, math.inf if max is None else float(max), False
+    return _Rectifier(input, math.inf if max is None else float(max), False)
 
 
-_RECTIFIERS: Mapping[str, Callable[..., tuple[Tensor, float, bool] | None]] = {
+_RECTIFIERS: Mapping[str, Callable[..., _Rectifier | None]] = {
     "relu": _relu,
-    "relu6": _relu6,
+    "relu6": partial(_relu, ceiling=6.0),
     "hardtanh": _hardtanh,
     "threshold": _threshold,
     "_threshold": _threshold,  # the name inside of torch.nn.functional.threshold
@@ -111,20 +112,23 @@ _RECTIFIERS: Mapping[str, Callable[..., tuple[Tensor, float, bool] | None]] = {
 }
 
 
-def _rectified(
-    function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]
-) -> tuple[Tensor, float, bool] | None:
-    """Input, ceiling and in-place flag of a call that is min(max(x, 0), ceiling); None for every other."""
-    name = getattr(function, "__name__", "")
-    read = _RECTIFIERS.get(name.removesuffix("_"))
-    found = None if read is None else read(*arguments, **keywords)
-    if found is None or not isinstance(found[0], Tensor) or not found[0].is_floating_point():
-        return None
-    return found[0], found[1], found[2] or name.endswith("_")
-
-
 def _plain_name(function: Any) -> str:
+    """A torch function's name, the same for its form in place."""
     return str(getattr(function, "__name__", "")).removesuffix("_")
+
+
+def _rectified(function: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> _Rectifier | None:
+    """What a call rectifies; None where it is another operation, or one on integers."""
+    read = _RECTIFIERS.get(_plain_name(function))
+    found = None if read is None else read(*arguments, **keywords)
+    if found is None or not isinstance(found.source, Tensor) or not found.source.is_floating_point():
+        return None
+    return found._replace(in_place=found.in_place or function.__name__.endswith("_"))
+
+
+def _positive(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None]:
+    """What of the gradient of one output is above zero; None where nothing arrived."""
+    return (None if gradients[0] is None else gradients[0].clamp_min(0.0),)
 
 
 class Guidance(TorchFunctionMode):
@@ -148,7 +152,7 @@ class Guidance(TorchFunctionMode):
         found = _rectified(function, arguments, keywords)
         if found is None:
             name = _plain_name(function)
-            if name in CURVED | PIECEWISE_LINEAR and name not in self.others:
+            if name in UNGUIDED and name not in self.others:
                 self.others.append(name)
             return function(*arguments, **keywords)
         source, ceiling, in_place = found
@@ -160,9 +164,9 @@ class Guidance(TorchFunctionMode):
         if result.grad_fn is not None:
             self.rectified += 1
             if self.rule == "guided-backprop":
-                result.grad_fn.register_prehook(lambda outer: (outer[0].clamp_min(0.0),))
+                result.grad_fn.register_prehook(_positive)
             else:
-                result.grad_fn.register_hook(lambda inner, outer: (outer[0].clamp_min(0.0),))
+                result.grad_fn.register_hook(lambda inner, outer: _positive(outer))
         # an operation in place on a view has no node of its own to change, a copy into it has
         return source.copy_(result) if in_place else result
 
@@ -219,7 +223,7 @@ class _Subject:
         Raises:
             LayerError: they do not depend on them in a differentiable way.
         """
-        for mode in (nullcontext(), with_gradients()):
+        for mode in (nullcontext(), with_gradients()):  # the second for a forward that switches gradients off
             with mode:
                 output = run(self.model, points, self.forward)
                 if self._target is None:
@@ -238,15 +242,15 @@ class _Subject:
             raise self._no_gradient()
         return kept[0].detach()
 
-    def gradients(
-        self, points: Tensor, image: int | None = None, columns: Sequence[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Scores (B, R) and their gradients (B, R, C, H, W) at points; of some of the R targets if asked for."""
+    def gradients(self, points: Tensor, image: int | None = None, column: int | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (B, R) and their gradients (B, R, C, H, W) at points; of one of the R targets if asked for."""
         leaf = points.detach().requires_grad_()
         scores = self.scores(leaf, image)
-        chosen = range(scores.shape[1]) if columns is None else columns
-        parts = [self.gradient(scores[:, column], leaf, again=column != chosen[-1]) for column in chosen]
-        return scores.detach()[:, list(chosen)], torch.stack(parts, 1)
+        if column is not None:
+            scores = scores[:, column : column + 1]
+        count = scores.shape[1]
+        parts = [self.gradient(scores[:, number], leaf, again=number + 1 < count) for number in range(count)]
+        return scores.detach(), torch.stack(parts, 1)
 
     def found(
         self, values: Tensor, gap: Tensor | None = None, steps: Tensor | None = None, note: str = ""
@@ -331,25 +335,25 @@ def smooth_grad(subject: _Subject, *, samples: int = 25, noise: float = 0.15, ba
     _check(samples=samples, batch_size=batch_size)
     if not 0 <= noise < math.inf:
         raise LayerError(f"noise={noise!r} is no standard deviation; give a share of the image's range, such as 0.15")
-    subject.settle()
+    shape = (subject.settle().indices.shape[1], *subject.images.shape[1:])
     values = []
     for number, image in enumerate(subject.images):
         generator = torch.Generator().manual_seed(subject.seed)
         deviation = noise * (image.max() - image.min())
-        total: Tensor | float = 0.0
+        total = image.new_zeros(shape, dtype=torch.float64)
         for start in range(0, samples, batch_size):
             count = min(batch_size, samples - start)
             draws = torch.stack([torch.randn(image.shape, generator=generator) for _ in range(count)])
             _, gradients = subject.gradients(image + deviation * draws.to(image), number)
-            total = total + gradients.sum(0, dtype=torch.float64)
-        values.append(torch.as_tensor(total / samples).abs())
+            total += gradients.sum(0, dtype=torch.float64)
+        values.append(total.abs() / samples)
     return subject.found(torch.stack(values))
 
 
 def _check(**counts: Any) -> None:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
-            raise LayerError(f"{name}={count!r} is no number of gradients; give an integer of at least 1")
+            raise LayerError(f"{name}={count!r}: give an integer of at least 1")
 
 
 # ----- integrated gradients
@@ -403,20 +407,18 @@ class _Path:
     def difference(self) -> Tensor:
         return self.subject.images[self.number] - self.start
 
-    def points(self, fractions: Sequence[float]) -> list[_Point]:
-        """Scores and gradients there, ``batch_size`` at a time."""
-        found = []
+    def points(self, fractions: Sequence[float]) -> Iterator[_Point]:
+        """Scores and gradients there, from ``batch_size`` at a time."""
         for first in range(0, len(fractions), self.batch_size):
             chunk = fractions[first : first + self.batch_size]
             steps = self.start.new_tensor(chunk)[:, None, None, None]
-            scores, gradients = self.subject.gradients(self.start + steps * self.difference, self.number, [self.column])
+            scores, gradients = self.subject.gradients(self.start + steps * self.difference, self.number, self.column)
             slopes = (gradients[:, 0].double() * self.difference.double()).sum((1, 2, 3))
             rows = zip(chunk, scores[:, 0].double().tolist(), slopes.tolist(), gradients[:, 0], strict=True)
-            found += [_Point(*row) for row in rows]
-        return found
+            yield from (_Point(*row) for row in rows)
 
 
-def _integral(path: _Path, tolerance: float, max_steps: int) -> tuple[Tensor, float, int]:
+def _adaptive(path: _Path, tolerance: float, max_steps: int) -> tuple[Tensor, float, int]:
     """Integral of the gradient along a path (C, H, W), F(end) - F(start), and the gradients that it took.
 
     Nested bisection under local completeness. Of every interval the true integral of the derivative is known: it is the
@@ -426,30 +428,40 @@ def _integral(path: _Path, tolerance: float, max_steps: int) -> tuple[Tensor, fl
     below the tolerance or the gradients are spent. Every gradient is used again in the halves.
     """
     count = min(FIRST_INTERVALS, (max_steps - 1) // 2)
-    known = path.points([float(at) for at in np.linspace(0.0, 1.0, 2 * count + 1)])
+    known = list(path.points([number / (2 * count) for number in range(2 * count + 1)]))
     steps = len(known)
     intervals = [_Interval(*known[2 * i : 2 * i + 3]) for i in range(count)]
     first, last = known[0].score, known[-1].score
     del known
     allowed = max(tolerance * abs(last - first), ROUNDING * max(abs(first), abs(last)))
     integral = torch.zeros_like(path.start, dtype=torch.float64)
-    while steps + 2 <= max_steps and not sum(interval.gap for interval in intervals) <= allowed:
+    while steps + 2 <= max_steps and sum(interval.gap for interval in intervals) > allowed:
         share = allowed / (2 * len(intervals))
         small = [interval for interval in intervals if interval.gap <= share]
-        large = [interval for interval in intervals if not interval.gap <= share]  # also where it is not a number
+        large = [interval for interval in intervals if interval.gap > share]
         for interval in small:
             integral += interval.integral
             allowed -= interval.gap
         large.sort(key=lambda interval: -interval.gap)
         split = large[: (max_steps - steps) // 2]
         ends = [(part.left, part.middle) for part in split] + [(part.middle, part.right) for part in split]
-        middles = path.points([(left.at + right.at) / 2 for left, right in ends])
+        middles = list(path.points([(left.at + right.at) / 2 for left, right in ends]))
         steps += len(middles)
         halves = [_Interval(left, middle, right) for (left, right), middle in zip(ends, middles, strict=True)]
         intervals = large[len(split) :] + halves
     for interval in intervals:
         integral += interval.integral
     return integral, last - first, steps
+
+
+def _fixed(path: _Path, steps: int) -> tuple[Tensor, float, int]:
+    """The same by Gauss and Legendre's rule."""
+    roots, weights = np.polynomial.legendre.leggauss(steps)
+    integral = torch.zeros_like(path.start, dtype=torch.float64)
+    for point, weight in zip(path.points(((1.0 + roots) / 2.0).tolist()), weights, strict=True):
+        integral += point.gradient.double() * (weight / 2.0)
+    first, last = path.points([0.0, 1.0])
+    return integral, last.score - first.score, steps
 
 
 def integrated_gradients(
@@ -466,7 +478,7 @@ def integrated_gradients(
     Args:
         subject: what is explained.
         baseline: x0, a number or a tensor that broadcasts to the images; None for zeros.
-        steps: gradients by Gauss and Legendre's rule; None for as many as the tolerance needs, see :func:`_integral`.
+        steps: gradients by Gauss and Legendre's rule; None for as many as the tolerance needs, see :func:`_adaptive`.
         tolerance: gap up to which the sum counts as complete.
         max_steps: gradients per image and target, at least 3. So many gradients of one image are held at most.
         batch_size: images in one forward.
@@ -489,15 +501,12 @@ def integrated_gradients(
     targets = subject.settle().indices.shape[1]
     values = images.new_zeros(len(images), targets, *images.shape[1:], dtype=torch.float64)
     whole = torch.zeros(len(images), targets, dtype=torch.float64)
-    spent = torch.full((len(images), targets), steps or 0)
+    spent = torch.zeros(len(images), targets, dtype=torch.int64)
     for number in range(len(images)):
-        if steps is not None:
-            values[number], whole[number] = _fixed_integrals(subject, number, start[number], steps, batch_size)
-            continue
         for column in range(targets):
             path = _Path(subject, number, column, start[number], batch_size)
-            values[number, column], difference, taken = _integral(path, tolerance, max_steps)
-            whole[number, column], spent[number, column] = difference, taken
+            found = _adaptive(path, tolerance, max_steps) if steps is None else _fixed(path, steps)
+            values[number, column], whole[number, column], spent[number, column] = found
     values *= (images - start)[:, None]
     gap = _relative(values.sum((2, 3, 4)).cpu() - whole, whole)
     missing = int((~(gap <= tolerance)).sum())
@@ -506,25 +515,6 @@ def integrated_gradients(
         f"{gap.max():.2g}, after up to {int(spent.max())} gradients); allow more steps"
     )
     return subject.found(values, gap, spent, note if missing else "")
-
-
-def _fixed_integrals(
-    subject: _Subject, number: int, start: Tensor, steps: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Integrals (R, C, H, W) of one image's gradients by a fixed rule, and the differences of scores (R,)."""
-    difference = subject.images[number] - start
-    roots, weights = np.polynomial.legendre.leggauss(steps)
-    integral: Tensor | float = 0.0
-    for first in range(0, steps, batch_size):
-        part = slice(first, first + batch_size)
-        fractions = torch.tensor((1.0 + roots[part]) / 2.0).to(start)[:, None, None, None]
-        _, gradients = subject.gradients(start + fractions * difference, number)
-        share = torch.tensor(weights[part] / 2.0).to(start.device)
-        integral = integral + torch.tensordot(share, gradients.double(), dims=1)
-    with torch.no_grad():
-        ends = run(subject.model, torch.stack((start, subject.images[number])), subject.forward)
-        scores = subject.settle().scores(ends, number).double().cpu()
-    return torch.as_tensor(integral), scores[1] - scores[0]
 
 
 # ----- full gradients
@@ -590,9 +580,9 @@ class _Biases(TorchFunctionMode):
         output = function(*arguments, **keywords)
         if not isinstance(output, Tensor) or output.grad_fn is None:
             return output
-        if rectified is not None and rectified[1] < math.inf:
+        if rectified is not None and rectified.ceiling < math.inf:
             # saturated units are constants: the implicit bias of a piecewise linear function
-            output.register_hook(partial(self._reduce, output.detach() == rectified[1], rectified[1]))
+            output.register_hook(partial(self._reduce, output.detach() == rectified.ceiling, rectified.ceiling))
         bias = None if read is None else read(*arguments, **keywords)
         if bias is not None:
             axes = 0 if name == "linear" else output.ndim - 2
@@ -616,8 +606,7 @@ def _rescaled(terms: Tensor) -> Tensor:
     """|f| in [0, 1] per image, over all its channels at once; zeros where it is constant."""
     size = terms.abs()
     low, high = size.amin((1, 2, 3), keepdim=True), size.amax((1, 2, 3), keepdim=True)
-    span = high - low
-    return (size - low) * torch.where(span > 0, 1.0 / span, 0.0)
+    return (size - low) / torch.where(high > low, high - low, 1.0)
 
 
 def full_grad(subject: _Subject) -> Attribution:
@@ -664,15 +653,6 @@ _METHODS: Mapping[str, Callable[..., Attribution]] = {
     "guided-grad-cam": guided_grad_cam,
     "full-grad": full_grad,
 }
-ATTRIBUTION_METHODS: tuple[str, ...] = tuple(_METHODS)
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    method: tuple(
-        name
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name != "rule"
-    )
-    for method, function in _METHODS.items()
-}
 
 
 def attribute(
@@ -690,7 +670,7 @@ def attribute(
     Args:
         model: any network; nothing of it is changed. Half-precision weights are copied to float32 first.
         images: preprocessed, shape (N, C, H, W).
-        method: a name in :data:`ATTRIBUTION_METHODS`.
+        method: a name in :data:`interpret.functional.cam.ATTRIBUTION_METHODS`.
         targets: None for the predicted class of each image, an int, one int per image, an (N, R) array, or a callable
             ``outputs -> (N,)`` scores; see :func:`interpret.targets.resolve`. They are settled on the images as given,
             also where a method looks at altered ones.
@@ -709,13 +689,12 @@ def attribute(
     >>> found.values.shape, bool(found.gap < 1e-3)
     (torch.Size([1, 1, 2, 2]), True)
     """
-    if method not in _METHODS:
-        hint = did_you_mean(method, ATTRIBUTION_METHODS)
-        raise LayerError(f"unknown method {method!r}{hint}; known: {', '.join(ATTRIBUTION_METHODS)}")
+    check_methods([method], ATTRIBUTION_METHODS)
+    known = tuple(getattr(_METHODS[method], "__kwdefaults__", None) or ())  # a partial has none
     for name in options:
-        if name not in OPTIONS[method]:
-            known = f"it has {', '.join(OPTIONS[method])}" if OPTIONS[method] else "it has none"
-            raise LayerError(f"{method} has no option {name!r}{did_you_mean(name, OPTIONS[method])}; {known}")
+        if name not in known:
+            there = f"it has {', '.join(known)}" if known else "it has none"
+            raise LayerError(f"{method} has no option {name!r}{did_you_mean(name, known)}; {there}")
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise LayerError(
             f"images of shape {tuple(images.shape)} and type {images.dtype} have no gradient; "

@@ -177,7 +177,7 @@ def head_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tensor:
             )
         if indices.min() < 0:
             raise LayerError("cam explains classes, not a callable target; use grad-cam or hires-cam")
-        if not _reads_mean(tail.head_input[0], activations):
+        if not _reads(tail.head_input[0], activations.mean((1, 2))):
             raise LayerError(
                 f"cam needs the layer whose mean over the positions is what the head reads, and {call.key!r} is not; "
                 'layers="last" finds it where there is one'
@@ -188,14 +188,14 @@ def head_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tensor:
         return cam(activations, weights)
 
 
-def _reads_mean(inputs: Tensor, activations: Tensor) -> bool:
-    means = activations.mean((1, 2))
+def _reads(inputs: Tensor, means: Tensor) -> bool:
+    """Whether what enters a head are these means."""
     return means.shape == inputs.shape and bool((means - inputs).abs().max() <= SAME_MEAN * inputs.abs().max())
 
 
 def pooled_call(scene: Scene) -> Call | None:
     """The last call whose mean over the positions a final linear layer reads; None where there is none."""
-    by_key: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     inputs: list[Tensor] = []
     usable = [call for call in scene.calls if call.map_shape is not None and call.reaches_output]
     heads = [call for call in scene.calls if call.kind == "linear" and call.layout == "NC"]
@@ -204,13 +204,11 @@ def pooled_call(scene: Scene) -> Call | None:
         if call in heads[-1:]:
             inputs.extend([] if source is None else [source[0].float()])
         else:
-            by_key[call.key] = features(output, call)[0].float().mean((1, 2))
+            means[call.key] = features(output, call)[0].float().mean((1, 2))
 
     with torch.no_grad(), visiting(scene.model, [*usable, *heads[-1:]], visit):
         run(scene.model, scene.image, scene.forward)
     for call in reversed(usable):
-        if inputs and call.key in by_key and math.prod(call.map_shape or ()) > 1:
-            means = by_key[call.key]
-            if means.shape == inputs[0].shape and (means - inputs[0]).abs().max() <= SAME_MEAN * inputs[0].abs().max():
-                return call
+        if math.prod(call.map_shape or ()) > 1 and inputs and _reads(inputs[-1], means[call.key]):
+            return call
     return None
