@@ -691,8 +691,9 @@ def _mark_last(calls: Sequence[Call], detects: bool) -> list[Call]:
     """Mark the call that "last" names: the last convolution with positions that reach the output.
 
     Where calls with channels last follow it (tokens; Swin's and ConvNeXt's pictures) it is the last of those, or the
-    picture after them. Of detectors, whose pyramid ends in small side branches, it is the last convolution with the
-    most channels.
+    picture after them. Where it is one of several branches, or adds a few channels to many (Inception, DenseNet), it is
+    the module around it that joins them. Of detectors, whose pyramid ends in small side branches, it is the last
+    convolution with the most channels.
     """
     usable = [
         call for call in calls if call.reaches_output and call.map_shape is not None and math.prod(call.map_shape) > 1
@@ -705,6 +706,10 @@ def _mark_last(calls: Sequence[Call], detects: bool) -> list[Call]:
     elif chosen and any(_mixes_positions(call) for call in calls[chosen[0].position :]):
         streams = [call for call in usable if call.kind in ("normalization", "container", "convolution")]
         chosen = (streams or usable)[-1:]
+    elif chosen:
+        conv = chosen[0]
+        joined = [call for call in usable if conv.name.startswith(f"{call.name}.") and call.position > conv.position]
+        chosen = [call for call in joined if call.channels >= 2 * conv.channels][:1] or chosen
     if not chosen:  # nothing has more than one position
         chosen = [call for call in calls if call.kind == "convolution"][-1:]
     return [replace(call, last=call in chosen) for call in calls]
