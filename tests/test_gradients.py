@@ -216,6 +216,8 @@ def test_every_form_of_a_rectifier_is_guided(form: str, rule: Any) -> None:
     leaf = images.clone().requires_grad_()
     with guided(rule) as guidance:
         output = model(leaf)
+        with torch.no_grad():
+            model(images)  # no gradient passes here
     assert (guidance.rectified, guidance.others) == (3, [])
     torch.testing.assert_close(output, model(leaf), rtol=0, atol=0)  # the forward is the model's own
 
@@ -360,7 +362,7 @@ class Tokens(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, 16, 8, 8)
-        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, activation="relu", batch_first=True)
         self.head = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -473,6 +475,22 @@ def test_closed_forms_of_integrated_gradients() -> None:
     assert found.steps is not None
     assert found.gap.item() < 1e-3
     assert found.steps.item() < 40
+
+
+def test_the_tolerance_holds_where_no_local_gap_makes_up_for_another() -> None:
+    """Simpson's rule is always above the integral of an exponential, so all gaps have one sign."""
+
+    def powers(model: nn.Module, images: Tensor) -> Tensor:
+        return torch.exp(9 * images.flatten(1)).sum(1, keepdim=True)
+
+    image = torch.linspace(0.4, 1, 4, dtype=torch.float64).reshape(1, 1, 2, 2)
+    for tolerance in 10 ** -np.linspace(1, 4.5, 15):
+        found = attribute(nn.Identity(), image, "integrated-gradients", 1, forward=powers, tolerance=tolerance)
+        assert found.gap is not None
+        assert found.steps is not None
+        assert found.gap.item() <= tolerance
+        assert found.steps.item() <= max(9, 6 * tolerance**-0.25)  # the rule's error falls with the fourth power
+        assert_near(found.values, torch.exp(9 * image) - 1, tolerance)
 
 
 def test_a_rectified_network_that_does_not_complete_says_by_how_much() -> None:
@@ -702,6 +720,28 @@ def test_full_grad_of_other_networks_is_noted(activation: str) -> None:
     assert found.note.endswith(f"of the score: not piecewise linear are {activation}")
 
 
+def test_biases_that_full_grad_cannot_tell_are_missing_in_the_sum() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            halves = torch.cat(x.chunk(2, 3))  # (2 N, ...): rows that are no images
+            return self.head(torch.cat(self.convolution(halves).mean((2, 3)).chunk(2), 1))
+
+    torch.manual_seed(0)
+    by_batch = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), *convolutional())
+    for model in (Windows(), by_batch):
+        with torch.no_grad():
+            nn.init.constant_(next(iter(model.parameters())), 2.0)
+        found = attribute(model, IMAGES, "full-grad", TARGETS)
+        assert found.gap is not None
+        assert found.gap.max() > 1e-3
+        assert found.note.startswith("gradients and biases miss up to")
+
+
 # ----- every method
 
 
@@ -826,6 +866,13 @@ def test_half_precision_is_computed_in_float32(method: str) -> None:
     expected = attribution(whole, IMAGES.bfloat16().float(), method, 1, **OPTIONS.get(method, {}))
     assert torch.equal(found, expected)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
+def test_forwards_that_switch_gradients_off(method: str) -> None:
+    found = attribution(convolutional(), IMAGES, method, 1, "3", **OPTIONS.get(method, {}))
+    off = torch.no_grad()(lambda model, images: model(images))
+    assert_near(attribution(convolutional(), IMAGES, method, 1, "3", forward=off, **OPTIONS.get(method, {})), found)
 
 
 def infers(x: Tensor) -> Tensor:
