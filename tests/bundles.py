@@ -26,6 +26,7 @@ collector had failed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpret.evidence import ARRAY_FILES, SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
+from interpret.functional.faithfulness import pixel_counts
 from interpret.functional.statistics import count_sketch, histogram
 from interpret.measures import Measures
 
@@ -415,7 +417,8 @@ def with_trust(content: dict[str, Any], strength: Mapping[str, float] | None = N
     """
     strength = strength or {"grad-cam": 4.0, "layer-cam": 1.2, "random": 1.0, "gaussian": 2.0}
     images, keys = len(content["maps"]["targets"]), ("layer1.conv", "layer2.conv")
-    share = np.linspace(0, 1, steps + 1)
+    pixels = math.prod(content["manifest"]["inputs"]["shape"][-2:])
+    share = pixel_counts(pixels, steps) / pixels
     trust: dict[str, Array] = {"probability": np.ones(images)}
     for name, q in strength.items():
         for key in keys:

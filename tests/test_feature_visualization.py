@@ -245,6 +245,7 @@ def test_diversity_makes_pictures_differ() -> None:
 
 
 def test_units_behind_closed_rectifiers_are_woken() -> None:
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.ReLU6(inplace=True))
     for parameter in net.parameters():
         nn.init.normal_(parameter)

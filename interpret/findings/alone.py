@@ -18,6 +18,7 @@ from interpret.measures.runs import Run
 
 BATCHNORM_DRIFT = 1.0  # |ln variance ratio| or |z| at the first BatchNorm; the right preprocessing stays below 0.4
 DOMINANT_IMAGE = 0.25
+DECISIVE_IMAGES = 5  # fewer wins out of as many images are possible by chance: 1 / 2^4 > 0.05
 
 
 def non_finite_values(run: Run) -> Iterator[Draft]:
@@ -157,8 +158,9 @@ def maps_no_better_than_controls(run: Run) -> Iterator[Draft]:
         if not poor:
             continue
         where = "the input" if place == INPUT else place
+        images = max(total for _, total, _ in beaten.values())
         yield (
-            "warning",
+            "warning" if images >= DECISIVE_IMAGES else "notice",
             None,
             f"At {where} insertion less deletion does not beat both a random map and a centred Gaussian on more than "
             f"half of the images: {', '.join(poor)}.",
