@@ -62,7 +62,7 @@ def rollout_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tenso
         found.append(len(attentions.matrices))
 
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), visiting(scene.model, [call], visit), attentions:
-        run(scene.model, scene.image, scene.forward)
+        scene.settle(run(scene.model, scene.image, scene.forward))
     if not found or not found[0] or attentions.uneven:
         raise LayerError(
             f"attention-rollout needs attention over all tokens of the image in every block, which {call.key!r} and "

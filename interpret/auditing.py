@@ -37,13 +37,12 @@ from interpret.collectors.weights import Weights
 from interpret.errors import InterpretError, LayerError
 from interpret.evidence import SCHEMA_VERSION, Call, Evidence, EvidenceWriter, Manifest
 from interpret.functional.cam import ATTRIBUTION_METHODS, MAP_METHODS, ONE_PASS_METHODS, check_methods
-from interpret.graph import names_operations
 from interpret.images import ProbeImages, find_images, load_images, probe_from_tensor
 from interpret.maps import DEFAULT_METHODS, default_layers, has_maps
 from interpret.memory import available_bytes, size_in_words
 from interpret.preprocessing import Preprocessing
 from interpret.targets import Target, Targets, are_several, in_words, resolve
-from interpret.tracing import Forward, Trace, run, select, state_of, trace, unwrap, version_of, without_onednn
+from interpret.tracing import Forward, Trace, run, select, state_of, trace, version_of, without_onednn
 
 COLLECTORS: tuple[type[Collector], ...] = (
     Summary, Weights, Kernels, Activations, Statistics, Gram, Predictions, Maps, Attributions, Trust, Features,
@@ -96,7 +95,8 @@ def audit(
             loaded probe images.
         out: folder of the bundle, empty or absent; None for a temporary one that lives as long as the evidence.
         methods: class activation map methods, and attributions of the input; an empty sequence for none.
-        layers: where pictures and maps are taken; None for convolutions (and, for pictures, stage ends).
+        layers: where pictures and maps are taken; None for convolutions (and, for pictures, stage ends). Functional
+            operations are named `fx:NODE`: then the model runs as a graph, whose call table has no containers.
         targets: what maps explain: "predicted", "label", a class index, one per image, an (N, R) array, a callable
             ``outputs -> (N,)``, a
             list of these, or the evidence of another audit, whose targets are taken image by image.
@@ -130,12 +130,7 @@ def audit(
     report = progress or (lambda stage, done, total: None)
     clock = _Clock()
     methods = check_methods(methods, METHODS)
-    if names_operations(layers):
-        raise LayerError(
-            "an audit records calls of modules, not functional operations (fx:...); "
-            "take their maps by interpret.class_activation_maps"
-        )
-    model = unwrap(model)
+    model = hooks.observed(model, layers)
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InterpretError(f"batch size {batch_size!r} is neither a positive number nor 'auto'")
     probe = _probe(images, names, labels, display_images, preprocessing, display_count, skip_broken, report)

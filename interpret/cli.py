@@ -231,7 +231,12 @@ audit_options = _together(
         show_default=True,
         help="Classes that maps explain: predicted, label, a class index, or a RUN whose targets are taken; or a list.",
     ),
-    click.option("--layers", multiple=True, metavar="GLOB", help="Calls with pictures and maps; repeatable."),
+    click.option(
+        "--layers",
+        multiple=True,
+        metavar="GLOB",
+        help="Calls with pictures and maps, or operations, fx:NODE; repeatable.",
+    ),
     click.option(
         "--methods",
         metavar="LIST",

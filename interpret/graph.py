@@ -51,7 +51,11 @@ def with_operations(model: nn.Module, layers: Sequence[str] | str) -> nn.Module:
             "names; choose modules"
         ) from error
     nodes = {name: node for node, name in tracer.node_to_qualname.items() if node.op not in ("output", "get_attr")}
-    traced = fx.GraphModule(model, graph)
+    traced = fx.GraphModule(model, graph, type(model).__name__)
+    present = {name for name, _ in traced.named_modules()}
+    for name, module in model.named_modules():
+        if name not in present and not any(True for _ in module.children()):
+            traced.add_submodule(name, module)  # what does not run belongs to the model as well
     for pattern in [layers] if isinstance(layers, str) else layers:
         if not pattern.startswith(PREFIX):
             continue

@@ -15,7 +15,8 @@ from interpret.evidence import Call
 from interpret.functional.cam import ONE_PASS_METHODS, check_methods, eigen_cam, gradient_maps
 from interpret.hooks import backward, gradient_leaf, in_float32, observed, undisturbed, visiting, with_gradients
 from interpret.perturbation import Progress, Scene, ablation_maps, head_maps, ignore, pooled_call, score_maps
-from interpret.targets import Target, Targets, resolve
+from interpret.replay import Memory
+from interpret.targets import Target, Targets, of_image, resolve
 from interpret.tracing import Forward, features, run, select, trace
 
 DEFAULT_METHODS = ONE_PASS_METHODS
@@ -25,6 +26,7 @@ OWN_PASSES: Mapping[str, Callable[[Scene, Call, Progress], Tensor]] = {
     "score-cam": score_maps,
     "attention-rollout": rollout_maps,
 }
+FEW_FORWARDS = ("cam", "eigen-cam", "ablation-cam")  # so few, and no graph, that it pays to remember the first
 WITHOUT_TARGET = ("eigen-cam", "attention-rollout")  # one map serves every target
 
 
@@ -168,10 +170,18 @@ def _forward(
 
 
 def scenes_of(
-    model: nn.Module, images: Tensor, calls: tuple[Call, ...], target: Target, forward: Forward | None
+    model: nn.Module,
+    images: Tensor,
+    calls: tuple[Call, ...],
+    targets: Targets,
+    forward: Forward | None,
+    memory: Memory | None = None,
 ) -> list[Scene]:
-    """Every image under its target."""
-    return [Scene(model, images[number : number + 1], number, target, calls, forward) for number in range(len(images))]
+    """Every image under its target; the memory is of the first."""
+    return [
+        Scene(model, images[i : i + 1], of_image(targets, i, len(images)), calls, forward, None if i else memory)
+        for i in range(len(images))
+    ]
 
 
 def own_pass(
@@ -363,15 +373,22 @@ def class_activation_maps(
     model, images = in_float32(observed(model, layers), images)
     report = progress or (lambda method, done, total: None)
     with undisturbed(model):
-        table = trace(model, images, forward, counted=False).calls
         own = [method for method in methods if method in OWN_PASSES]
-        calls = selected_layers(table, layers) if len(own) < len(methods) else ()
-        maps, _, target = one_pass(model, images, calls, methods, targets, forward)
-        scenes = scenes_of(model, images, table, target, forward)
+        shared = [method for method in methods if method not in OWN_PASSES]
+        memory = Memory(forward) if set(methods) <= set(FEW_FORWARDS) else None
+        table = trace(model, images, forward if memory is None else memory.first, counted=False).calls
+        target: Targets = targets
+        maps: dict[tuple[str, str], Tensor] = {}
+        if shared:
+            again = memory.again if memory is not None and len(images) == 1 else forward
+            calls = selected_layers(table, layers)
+            maps, _, target = one_pass(model, images, calls, shared, targets, again)
+        scenes = scenes_of(model, images, table, target, forward, memory)
         for method in own:
             where = own_layers(method, scenes[0], layers)
             maps |= own_pass(method, scenes, where, report)
-    many = target.indices.shape[1] > 1
+        indices = torch.cat([scene.target.indices for scene in scenes])
+    many = indices.shape[1] > 1
     order = {call.key: call.position for call in table}
     names = sorted(maps, key=lambda name: (methods.index(name[0]), order[name[1]]))
-    return Maps({name: maps[name] if many else maps[name][:, 0] for name in names}, target.indices)
+    return Maps({name: maps[name] if many else maps[name][:, 0] for name in names}, indices)

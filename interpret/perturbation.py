@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from interpret.errors import LayerError
 from interpret.evidence import Call
 from interpret.functional.cam import ablation_cam, cam, channel_masks, score_cam
 from interpret.hooks import visiting
-from interpret.replay import Tail
-from interpret.targets import Target
+from interpret.replay import Memory, Tail
+from interpret.targets import Target, Targets, resolve
 from interpret.tracing import Forward, features, run
 
 CHUNK_BYTES = 48 << 20  # of the outputs of one chunk of copies that are alive at a time
@@ -34,25 +33,53 @@ def ignore(done: int, total: int) -> None:
     """No progress."""
 
 
-@dataclass(frozen=True, slots=True)
 class Scene:
-    """One image under a target.
+    """One image under what is to be explained of it.
 
-    Attributes:
+    Args:
         model: any network, inside :func:`interpret.hooks.undisturbed`.
         image: shape (1, C, H, W).
-        number: of the image among those that the target was resolved for.
-        target: what is explained.
+        targets: of this image alone; see :func:`interpret.targets.of_image`.
         calls: the call table.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
+        memory: of an earlier forward of this image, if there was one.
     """
 
-    model: nn.Module
-    image: Tensor
-    number: int
-    target: Target
-    calls: tuple[Call, ...]
-    forward: Forward | None
+    def __init__(
+        self,
+        model: nn.Module,
+        image: Tensor,
+        targets: Targets,
+        calls: tuple[Call, ...],
+        forward: Forward | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self.model, self.image, self.calls, self.forward, self.memory = model, image, calls, forward, memory
+        self._targets = targets
+        self._target: Target | None = targets if isinstance(targets, Target) else None
+
+    @property
+    def target(self) -> Target:
+        """What is explained, of one image; found by a forward where none has run yet."""
+        if self._target is None:
+            with torch.no_grad():
+                self.settle(run(self.model, self.image, self.again))
+        assert self._target is not None
+        return self._target
+
+    def settle(self, output: Any) -> None:
+        """Fix the target by the model's output for the image."""
+        if self._target is None:
+            self._target = resolve(output, self._targets)
+
+    @property
+    def again(self) -> Forward | None:
+        """How to run the model on this image; see :func:`interpret.tracing.run`."""
+        return self.forward if self.memory is None else self.memory.again
+
+    def tail(self, call: Call) -> Tail:
+        """The rest of the network from a call on."""
+        return Tail(self.model, self.image, call, self.calls, self.forward, self.memory)
 
     def output_of(self, call: Call) -> Tensor:
         """A call's output, shape (1, ...)."""
@@ -62,7 +89,7 @@ class Scene:
             found.append(output.detach().clone())
 
         with torch.no_grad(), visiting(self.model, [call], visit):
-            run(self.model, self.image, self.forward)
+            self.settle(run(self.model, self.image, self.again))
         return found[0]
 
     def chunk(self, after: int = -1) -> int:
@@ -73,7 +100,7 @@ class Scene:
 
     def scores(self, output: Any) -> Tensor:
         """Scores of an output for copies of the image, shape (B, R)."""
-        return self.target.scores(output, self.number).float()
+        return self.target.scores(output, 0).float()
 
 
 class WholeNetwork:
@@ -95,7 +122,8 @@ class WholeNetwork:
 
 def ablation_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tensor:
     """Ablation-CAM at one call, shape (R, h, w); see :func:`interpret.functional.cam.ablation_cam`."""
-    with torch.no_grad(), Tail(scene.model, scene.image, call, scene.calls, scene.forward) as tail:
+    with torch.no_grad(), scene.tail(call) as tail:
+        scene.settle(tail.result)
         before = scene.scores(tail.result)
         activations = features(tail.output, call)[0].float()
         ablated = _separable_scores(scene, call, tail)
@@ -127,7 +155,7 @@ def _separable_scores(scene: Scene, call: Call, tail: Tail) -> Tensor | None:
     ablating all channels at once shows what each becomes. That it is so is tested with a random half of the channels
     and with the other half: in both the head must see exactly the ablated inputs of that half and the others as before.
     """
-    indices = scene.target.indices[scene.number]
+    indices = scene.target.indices[0]
     channels = features(tail.output, call).shape[1]
     if tail.head is None or tail.head.in_features != channels or tail.head.out_features == 1 or indices.min() < 0:
         return None
@@ -167,9 +195,10 @@ def head_maps(scene: Scene, call: Call, progress: Progress = ignore) -> Tensor:
     Raises:
         LayerError: the model's logits are not a linear layer of the mean of this call's output over its positions.
     """
-    with torch.no_grad(), Tail(scene.model, scene.image, call, scene.calls, scene.forward) as tail:
+    with torch.no_grad(), scene.tail(call) as tail:
+        scene.settle(tail.result)
         activations = features(tail.output, call)[0].float()
-        indices = scene.target.indices[scene.number]
+        indices = scene.target.indices[0]
         if tail.head is None or tail.head_input is None:
             raise LayerError(
                 "cam needs a model whose logits are a linear layer of pooled features, and this one ends otherwise; "
@@ -207,7 +236,7 @@ def pooled_call(scene: Scene) -> Call | None:
             means[call.key] = features(output, call)[0].float().mean((1, 2))
 
     with torch.no_grad(), visiting(scene.model, [*usable, *heads[-1:]], visit):
-        run(scene.model, scene.image, scene.forward)
+        scene.settle(run(scene.model, scene.image, scene.again))
     for call in reversed(usable):
         if math.prod(call.map_shape or ()) > 1 and inputs and _reads(inputs[-1], means[call.key]):
             return call

@@ -1,4 +1,4 @@
-"""The rest of a network, from one call on: what came before it is taken from memory.
+"""A network run again on the same image: what is the same as before is taken from memory.
 
 Perturbation methods change one output and ask for the score, hundreds of times. Everything that ran before that output
 is the same each time, whether it can be traced as a graph or not.
@@ -7,8 +7,8 @@ is the same each time, whether it can be traced as a graph or not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +20,98 @@ from torch.utils import _pytree as pytree
 from interpret.errors import LayerError
 from interpret.evidence import Call
 from interpret.targets import answer_of
-from interpret.tracing import Forward, modules_of, output_tensor, run, with_output
+from interpret.tracing import Forward, modules_of, output_tensor, run, version_of, with_output
+
+Run = Callable[..., Any]
+
+
+@contextmanager
+def replaced_forwards(modules: Iterable[nn.Module], replace: Callable[[nn.Module, Run], Run]) -> Iterator[None]:
+    """While open, every module runs ``replace(module, its forward)`` in the place of its forward."""
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(_reset, module, vars(module).get("forward"))
+            vars(module)["forward"] = replace(module, module.forward)
+        yield
+
+
+def _reset(module: nn.Module, forward: Run | None) -> None:
+    vars(module).pop("forward")
+    if forward is not None:
+        vars(module)["forward"] = forward
+
+
+class Memory:
+    """What the modules without children gave in one forward of one image, so that the same forward again costs little.
+
+    Both :meth:`first` and :meth:`again` are called as the user's ``forward`` is. Not remembered, and so run again, are
+    modules that write to what they are given, or whose output something wrote to later.
+
+    Args:
+        forward: ``(model, images) -> output`` where it is not ``model(images)``.
+
+    Attributes:
+        result: the model's output; None before the first forward.
+    """
+
+    def __init__(self, forward: Forward | None = None) -> None:
+        self.forward = forward
+        self.result: Any = None
+        self._outputs: dict[tuple[nn.Module, int], tuple[Any, int]] = {}  # with the versions of their tensors
+        self._ran: Counter[nn.Module] = Counter()
+
+    def first(self, model: nn.Module, images: Tensor) -> Any:
+        """The ordinary forward; what it computes is remembered the first time."""
+        if self.result is not None:
+            return self._run(model, images)
+        with replaced_forwards(self._watched(model), self._remembering):
+            self.result = self._run(model, images)
+        self._outputs = {key: kept for key, kept in self._outputs.items() if _versions(kept[0]) == kept[1]}
+        return self.result
+
+    def again(self, model: nn.Module, images: Tensor) -> Any:
+        """The same forward of the same image, with hooks as usual."""
+        self._ran.clear()
+        with replaced_forwards(self._watched(model), self._recalling):
+            return self._run(model, images)
+
+    def get(self, module: nn.Module, occurrence: int) -> Any:
+        """What an execution of a module gave; None where that is not remembered."""
+        return self._outputs.get((module, occurrence), (None, 0))[0]
+
+    def _run(self, model: nn.Module, images: Tensor) -> Any:
+        return model(images) if self.forward is None else self.forward(model, images)
+
+    @staticmethod
+    def _watched(model: nn.Module) -> list[nn.Module]:
+        return [module for module in model.modules() if not any(True for _ in module.children())]
+
+    def _remembering(self, module: nn.Module, original: Run) -> Run:
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            occurrence = self._ran[module]
+            self._ran[module] += 1
+            given = arguments, keywords
+            before = _versions(given)
+            output = original(*arguments, **keywords)
+            handed = {id(leaf) for leaf in pytree.tree_leaves(given)}
+            if _versions(given) == before and not any(id(leaf) in handed for leaf in pytree.tree_leaves(output)):
+                self._outputs[module, occurrence] = output, _versions(output)
+            return output
+
+        return forward
+
+    def _recalling(self, module: nn.Module, original: Run) -> Run:
+        def forward(*arguments: Any, **keywords: Any) -> Any:
+            known = self.get(module, self._ran[module])
+            self._ran[module] += 1
+            return original(*arguments, **keywords) if known is None else known
+
+        return forward
+
+
+def _versions(values: Any) -> int:
+    """How often the tensors in a structure were written to."""
+    return sum(version_of(leaf) for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +135,7 @@ class Tail(AbstractContextManager["Tail"]):
         call: from where on.
         calls: the call table.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
+        memory: of an earlier forward of the same image, if there was one.
 
     Attributes:
         output: the call's output, shape (1, ...).
@@ -56,9 +148,16 @@ class Tail(AbstractContextManager["Tail"]):
     result: Any
 
     def __init__(
-        self, model: nn.Module, image: Tensor, call: Call, calls: tuple[Call, ...], forward: Forward | None = None
+        self,
+        model: nn.Module,
+        image: Tensor,
+        call: Call,
+        calls: tuple[Call, ...],
+        forward: Forward | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.model, self.image, self.call, self.forward = model, image, call, forward
+        self._known = memory or Memory()
         self.head: nn.Linear | None = None
         self.head_input: Tensor | None = None
         self._linear: tuple[nn.Linear, Tensor] | None = None
@@ -72,9 +171,7 @@ class Tail(AbstractContextManager["Tail"]):
         self._restore = ExitStack()
 
     def __enter__(self) -> Self:
-        for module in self._names:
-            self._restore.callback(self._reset, module, vars(module).get("forward"))
-            vars(module)["forward"] = self._forward_of(module, module.forward)
+        self._restore.enter_context(replaced_forwards(self._names, self._forward_of))
         try:
             self.result = run(self.model, self.image, self.forward)
             if not self._reached:
@@ -92,12 +189,6 @@ class Tail(AbstractContextManager["Tail"]):
     ) -> None:
         self._restore.close()
 
-    @staticmethod
-    def _reset(module: nn.Module, forward: Any) -> None:
-        vars(module).pop("forward")
-        if forward is not None:
-            vars(module)["forward"] = forward
-
     def __call__(self, outputs: Tensor) -> Any:
         """The model's output where the call gave these outputs, shape (B, ...), for B copies of the image."""
         self._outputs = outputs
@@ -111,7 +202,7 @@ class Tail(AbstractContextManager["Tail"]):
             self._copies = True  # from now on
             return self(outputs)
 
-    def _forward_of(self, module: nn.Module, original: Callable[..., Any]) -> Callable[..., Any]:
+    def _forward_of(self, module: nn.Module, original: Run) -> Run:
         def forward(*arguments: Any, **keywords: Any) -> Any:
             if isinstance(module, nn.Linear) and arguments and module is (self.head or module):
                 self.head_input = arguments[0]
@@ -133,11 +224,11 @@ class Tail(AbstractContextManager["Tail"]):
     def _is_call(self, module: nn.Module, occurrence: int) -> bool:
         return self._names[module] == self.call.name and occurrence == self.call.occurrence
 
-    def _remember(
-        self, module: nn.Module, occurrence: int, original: Callable[..., Any], arguments: Any, keywords: Any
-    ) -> Any:
+    def _remember(self, module: nn.Module, occurrence: int, original: Run, arguments: Any, keywords: Any) -> Any:
         before, inside = self._ran.copy(), len(self._memory)
-        output = original(*arguments, **keywords)
+        output = self._known.get(module, occurrence)
+        if output is None:
+            output = original(*arguments, **keywords)
         if isinstance(module, nn.Linear):
             self._linear = module, output
         if self._is_call(module, occurrence):

@@ -74,6 +74,19 @@ class Target(ABC):
     def scores(self, output: Any, image: int | None = None) -> Tensor:
         """Scores of an output, shape (N, R); with ``image``, of an output for B copies of that image, (B, R)."""
 
+    def of(self, image: int) -> Target:
+        """The same target of one image alone."""
+        return _OneOf(self, image)
+
+
+class _OneOf(Target):
+    def __init__(self, whole: Target, image: int) -> None:
+        self.whole, self.image = whole, image
+        self.indices = whole.indices[image : image + 1]
+
+    def scores(self, output: Any, image: int | None = None) -> Tensor:
+        return self.whole.scores(output, self.image)
+
 
 class _Several(Target):
     def __init__(self, parts: Sequence[Target]) -> None:
@@ -272,6 +285,28 @@ def resolve(output: Any, targets: Targets) -> Target:
     if answer is not None and is_detections(answer):
         return _Detections(answer, targets)
     return _Classes(logits_of(output), targets)
+
+
+def of_image(targets: Targets, image: int, count: int) -> Targets:
+    """The targets of one image among several.
+
+    Args:
+        targets: as :func:`resolve` takes them, or what it gave.
+        image: its number.
+        count: how many images there are.
+
+    Raises:
+        LayerError: the number of targets does not fit the images.
+    """
+    if isinstance(targets, Target):
+        return targets.of(image)
+    if callable(targets):
+        return getattr(targets, "of", lambda _: targets)(image)
+    if are_several(targets):
+        return [of_image(target, image, count) for target in targets]
+    if targets is None or isinstance(targets, str):
+        return targets
+    return _class_indices(targets, torch.zeros(count), None)[image : image + 1]
 
 
 def target_scores(output: Any, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "perturbation": ({"errors", "evidence", "functional", "tracing", "targets", "hooks", "replay"}, {"torch"}),
     "attention": ({"errors", "evidence", "functional", "tracing", "hooks", "perturbation"}, {"torch"}),
     "maps": (
-        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "perturbation", "attention"},
+        {"errors", "evidence", "functional", "tracing", "targets", "hooks", "replay", "perturbation", "attention"},
         {"torch"},
     ),
     "gradients": ({"errors", "evidence", "functional", "tracing", "targets", "hooks", "maps"}, {"torch", "numpy"}),
@@ -55,7 +55,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "auditing": (
         {
             "errors", "evidence", "functional", "tracing", "targets", "hooks", "maps", "collectors", "checkpoint",
-            "preprocessing", "images", "memory", "graph", "perturbation", "gradients",
+            "preprocessing", "images", "memory", "perturbation", "gradients",
         },
         {"torch", "numpy"},
     ),

@@ -561,7 +561,7 @@ def test_features_are_those_of_the_channels_asked_for(explained: Evidence, image
         ({"features": {"features.9": [0]}}, "matches none of the"),
         ({"features": {"features.4": [99]}}, "99"),
         ({"methods": ["saliensy"]}, "did you mean 'saliency'"),
-        ({"layers": ["fx:add"]}, "an audit records calls of modules"),
+        ({"layers": ["fx:add"]}, "'fx:add' is no operation of the traced model"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(options: dict[str, Any], message: str, images: Tensor) -> None:

@@ -196,7 +196,7 @@ def test_bad_options_are_explained(
         (["--model-arg", "depth=3"], "has no argument 'depth'"),
         (["--methods", "grad-cam,saliensy"], "did you mean 'saliency'"),
         (["--features", "nowhere:1"], "layer 'nowhere' matches none"),
-        (["--layers", "fx:add"], "an audit records calls of modules"),
+        (["--layers", "fx:add"], "'fx:add' is no operation of the traced model"),
     ],
 )
 def test_what_does_not_fit_is_explained(

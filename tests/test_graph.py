@@ -1,5 +1,7 @@
 """Functional operations as layers."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import interpret
 from interpret.errors import LayerError
+from interpret.reporting import write_report
 from networks import lively, photos
 
 ADDITION = "fx:layer3.1.add"
@@ -94,8 +97,27 @@ class Branching(nn.Module):
 def test_models_that_are_no_graph_say_so() -> None:
     with pytest.raises(LayerError, match=r"Branching cannot be traced as a graph.*choose modules"):
         interpret.class_activation_maps(Branching(), IMAGES, layers="fx:relu")
-    with pytest.raises(LayerError, match="an audit records calls of modules"):
+    with pytest.raises(LayerError, match=r"Branching cannot be traced as a graph.*choose modules"):
         interpret.audit(Branching(), IMAGES, layers=["fx:relu"])
+
+
+def test_an_audit_records_operations(tmp_path: Path) -> None:
+    """Its maps are those of the public call; the model keeps its name, its weights and what does not run."""
+    model, images, wanted = lively("resnet18"), photos(64), ["fx:layer4.*.add", "layer4.1.conv2"]
+    model.spare = nn.Conv2d(1, 2, 3)
+    with interpret.audit(model, images, layers=wanted, methods=["grad-cam", "ablation-cam"]) as evidence:
+        plain = interpret.audit(model, images, layers=["layer4.1.conv2"], methods=["grad-cam"])
+        assert evidence.manifest.status == "complete"
+        assert evidence.manifest.model["name"] == "ResNet"
+        assert evidence.manifest.model["parameters"] == plain.manifest.model["parameters"]
+        assert evidence.manifest.checkpoint["state_sha256"] == plain.manifest.checkpoint["state_sha256"]
+        assert evidence.manifest.unused == plain.manifest.unused == ("spare.weight", "spare.bias")
+        maps = interpret.class_activation_maps(model, images, ["grad-cam", "ablation-cam"], layers=wanted)
+        for method, key in maps:
+            stored = torch.from_numpy(evidence.array("maps", f"{method}/{key}"))[:, 0]
+            torch.testing.assert_close(stored, maps[method, key], rtol=1e-5, atol=1e-7)
+        page = write_report(evidence, tmp_path / "report", ("html",))["html"]
+        assert "fx:layer4.0.add" in page.read_text()
 
 
 def test_the_model_stays_as_it_is() -> None:

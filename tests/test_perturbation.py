@@ -14,10 +14,11 @@ from torchcam.methods import CAM as TorchCAM
 import interpret
 from interpret import hooks
 from interpret.errors import LayerError
+from interpret.evidence import Call
 from interpret.perturbation import CHUNK_BYTES, Scene, WholeNetwork, ablated_scores
-from interpret.replay import Tail
+from interpret.replay import Memory, Tail
 from interpret.targets import resolve
-from interpret.tracing import features, select, trace
+from interpret.tracing import Forward, features, run, select, trace
 from networks import lite0, lively, photos, trained_digits
 
 peers_warn = pytest.mark.filterwarnings("ignore")
@@ -197,7 +198,7 @@ def test_replaying_the_tail_is_running_the_whole(name: str, layer: str) -> None:
         calls = trace(model, image, counted=False).calls
         call = select(calls, layer)[0]
         with Tail(model, image, call, calls) as tail:
-            scene = Scene(model, image, 0, resolve(tail.result, None), calls, None)
+            scene = Scene(model, image, resolve(tail.result, None), calls)
             whole = WholeNetwork(scene, call)
             assert torch.equal(tail.output, whole.output)
             copies = tail.output.repeat(6, *[1] * (tail.output.ndim - 1))
@@ -229,7 +230,7 @@ def test_the_shortcut_equals_the_replay(layer: str) -> None:
         calls = trace(model, image, counted=False).calls
         call = select(calls, layer)[0]
         with Tail(model, image, call, calls) as tail:
-            scene = Scene(model, image, 0, resolve(tail.result, [[3, 7]]), calls, None)
+            scene = Scene(model, image, [[3, 7]], calls)
             short, full = _separable_scores(scene, call, tail), ablated_scores(scene, call, tail)
     if layer.startswith("layer3"):
         assert short is None  # convolutions mix the channels
@@ -264,6 +265,76 @@ class Pair(nn.Module):
         return x * 2, x + 1
 
 
+class Careless(nn.Module):
+    """Ignores what an in-place module returns, and goes on with what it wrote to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.relu, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Linear(4, 3)
+        self.writer = Writer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        self.relu(x)
+        y = self.writer(x)
+        return self.head((x * y).mean((2, 3)))
+
+
+class Writer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2.0)
+        return x + 1.0
+
+
+@pytest.mark.parametrize("name", ["shared", "careless", "resnet18", "densenet121", "shufflenet_v2_x0_5", "vit_b_32"])
+def test_a_remembered_forward_is_the_forward(name: str) -> None:
+    """Every call's output is the same, to the hooks and in the answer; convolutions are not run again."""
+    torch.manual_seed(0)
+    size = 224 if name == "vit_b_32" else 96
+    made = {"shared": Shared, "careless": Careless, "vit_b_32": lambda: zoo_at_224("vit_b_32")}
+    model = made.get(name, lambda: lively(name))().eval()
+    image, memory, ran = photos(size)[:1], Memory(), []
+
+    def outputs(forward: Forward | None) -> dict[str, Tensor]:
+        seen = {}
+
+        def visit(call: Call, module: nn.Module, source: Tensor | None, output: Tensor) -> None:
+            seen[call.key] = output.clone()
+
+        with hooks.visiting(model, calls, visit):
+            seen["answer"] = run(model, image, forward).clone()
+        return seen
+
+    with hooks.undisturbed(model), torch.no_grad():
+        calls = trace(model, image, memory.first, counted=False).calls
+        convolution = nn.Conv2d.forward
+        nn.Conv2d.forward = lambda self, x: ran.append(self) or convolution(self, x)  # type: ignore[method-assign]
+        try:
+            plain, again = outputs(None), outputs(memory.again)
+        finally:
+            nn.Conv2d.forward = convolution  # type: ignore[method-assign]
+    assert list(plain) == list(again)
+    assert all(torch.equal(plain[key], again[key]) for key in plain)
+    times = [ran.count(module) for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert times.count(2) < len(times) / 2 or name in ("shared", "careless"), "most are remembered"
+
+
+@pytest.mark.parametrize(
+    "targets", [[3, 5, 7], [[1, 2], [3, 4], [5, 6]], ["predicted", 4], lambda output: output[:, 2]]
+)
+def test_targets_are_taken_image_by_image(targets: object) -> None:
+    model, images = lively("resnet18"), photos(64)[:3]
+    methods = ["ablation-cam", "cam"] if not callable(targets) else ["ablation-cam"]
+    alone = interpret.class_activation_maps(model, images, methods, layers=["layer4"], targets=targets)
+    beside = interpret.class_activation_maps(model, images, ["grad-cam", *methods], layers=["layer4"], targets=targets)
+    assert torch.equal(alone.targets, beside.targets)
+    for name in alone:
+        torch.testing.assert_close(alone[name], beside[name], rtol=1e-5, atol=1e-7)
+    if not callable(targets):
+        with pytest.raises(LayerError, match="do not fit 3 images"):
+            interpret.class_activation_maps(model, images, methods, layers=["layer4"], targets=[1, 2])
+
+
 @pytest.mark.parametrize("layer", ["a", "relu", "b", "inner", "relu#1", "pair", "c", "relu#2"])
 def test_replaying_shared_modules_and_in_place_sums(layer: str) -> None:
     torch.manual_seed(1)
@@ -274,7 +345,7 @@ def test_replaying_shared_modules_and_in_place_sums(layer: str) -> None:
         call = select(calls, layer)[0]
         for number in range(3):
             image = IMAGES[number : number + 1]
-            scene = Scene(model, image, number, resolve(model(IMAGES.clone()), None), calls, None)
+            scene = Scene(model, image, None, calls)
             ablated = ablated_scores(scene, call, WholeNetwork(scene, call))
             score = scene.scores(model(image.clone()))[0]
             a = scene.output_of(call)[0]
@@ -348,7 +419,7 @@ def test_chunks_are_bounded() -> None:
     model = lively("vgg11_bn")
     with hooks.undisturbed(model), torch.no_grad():
         calls = trace(model, photos(), counted=False).calls
-        scene = Scene(model, photos()[:1], 0, resolve(model(photos()[:1]), None), calls, None)
+        scene = Scene(model, photos()[:1], None, calls)
     largest = max(math.prod(call.output_shape) for call in calls)
     assert scene.chunk() == max(1, CHUNK_BYTES // (16 * largest))
     assert scene.chunk(calls[-2].position) > scene.chunk()
