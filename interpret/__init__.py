@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from interpret.gradients import attribution
     from interpret.hooks import capture, layers
     from interpret.maps import Maps, class_activation_maps
+    from interpret.policies import check_policy
+    from interpret.probes import ProbeSet, read_probe, write_probe
     from interpret.publishing import log_evidence, publish
     from interpret.reporting import write_report
     from interpret.tracking import fetch_evidence
@@ -38,10 +40,12 @@ _HOMES = {
     "Comparison": "comparison",
     "Evidence": "evidence",
     "Maps": "maps",
+    "ProbeSet": "probes",
     "activation_image": "drawing",
     "attribution": "gradients",
     "audit": "auditing",
     "capture": "hooks",
+    "check_policy": "policies",
     "class_activation_maps": "maps",
     "compare": "comparison",
     "fetch_evidence": "tracking",
@@ -52,6 +56,8 @@ _HOMES = {
     "overlay": "drawing",
     "publish": "publishing",
     "read_evidence": "evidence",
+    "read_probe": "probes",
+    "write_probe": "probes",
     "write_report": "reporting",
 }
 
@@ -61,10 +67,12 @@ __all__ = [
     "Evidence",
     "InterpretError",
     "Maps",
+    "ProbeSet",
     "activation_image",
     "attribution",
     "audit",
     "capture",
+    "check_policy",
     "class_activation_maps",
     "compare",
     "fetch_evidence",
@@ -75,6 +83,8 @@ __all__ = [
     "overlay",
     "publish",
     "read_evidence",
+    "read_probe",
+    "write_probe",
     "write_report",
 ]
 

@@ -83,6 +83,7 @@ def audit(
     seed: int = 0,
     trust: bool = False,
     features: Mapping[str, Sequence[int]] | None = None,
+    kernels: Sequence[str] | str = (),
     skip_broken: bool = False,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -117,6 +118,8 @@ def audit(
             same of a random map and a centred Gaussian.
         features: which channels' features to show, by pattern of calls: the image that excites each most, the probe
             images' patches that do, and what of them does.
+        kernels: convolutions whose kernels are kept whole, so that filters of two runs can be matched one to one;
+            those of the first are anyway.
         skip_broken: of paths, leave out images that cannot be decoded, and say which.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
@@ -145,7 +148,9 @@ def audit(
             traced = trace(model, runner.chunk(0, 1), forward)
             clock.stop("trace")
             _refuse_other_classes(traced, probe, class_names)
-            setting = _setting(model, checkpoint, traced, probe, methods, layers, seed, trust, features or {}, forward)
+            setting = _setting(
+                model, checkpoint, traced, probe, methods, layers, seed, trust, features or {}, kernels, forward
+            )
             size = _chosen_batch_size(traced, reference.device) if isinstance(batch_size, str) else batch_size
             _announce(setting, size, reference.device)
             crew = Crew([collector(setting) for collector in COLLECTORS])
@@ -281,6 +286,7 @@ def _setting(
     seed: int,
     trust: bool,
     features: Mapping[str, Sequence[int]],
+    kernels: Sequence[str] | str,
     forward: Forward | None,
 ) -> Setting:
     state = state_of(model)
@@ -307,6 +313,7 @@ def _setting(
         seed=seed,
         trust=trust,
         features=tuple((pattern, tuple(channels)) for pattern, channels in features.items()),
+        kernels=frozenset(call.key for call in select(trace.calls, kernels)) if kernels else frozenset(),
         normalization=_normalization(probe),
         forward=forward,
     )
@@ -531,7 +538,7 @@ def _is_same(output: Tensor, before: Tensor, version: int) -> bool:
 
 
 def _repeat(runner: _Runner, setting: Setting, crew: Crew, report: Progress) -> None:
-    """A few images again, one by one and with other kernels: what then differs is this machine's noise."""
+    """A few images again, one by one, with other kernels and threads: what then differs is this machine's noise."""
     if setting.count < REPEATED_IMAGES:
         return
     for index in range(REPEATED_IMAGES):
@@ -544,16 +551,28 @@ def _repeat(runner: _Runner, setting: Setting, crew: Crew, report: Progress) -> 
         with (
             torch.no_grad(),
             without_onednn(),
+            _other_threads(),
             hooks.visiting(runner.model, setting.trace.calls, visit),
         ):
             runner(index, index + 1)
         report("noise floor", index + 1, REPEATED_IMAGES)
 
 
+@contextmanager
+def _other_threads() -> Iterator[None]:
+    """One thread where there are several, two where there is one: sums are then taken in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if threads > 1 else 2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
     """The targets of the images [start, stop), resolved where they name labels or another audit."""
     if isinstance(targets, Evidence):
-        chosen: Any = _targets_of(targets, probe)
+        chosen: Any = targets_of(targets, probe)
     elif isinstance(targets, str) and targets == "label":
         chosen = _labels(probe)
     elif are_several(targets):
@@ -581,8 +600,12 @@ def _labels(probe: ProbeImages) -> Array:
     return np.array([-1 if label is None else label for label in probe.labels])
 
 
-def _targets_of(evidence: Evidence, probe: ProbeImages) -> Array:
-    """The targets that another audit explained, image by image."""
+def targets_of(evidence: Evidence, probe: ProbeImages) -> Array:
+    """The targets that another audit explained, of each displayed image: (D, R) int64.
+
+    Raises:
+        LayerError: it holds none, or not of these images.
+    """
     if not evidence.has("maps", "targets"):
         raise LayerError(f"{evidence.folder} holds no maps, so no targets to take; use 'predicted'")
     inputs = evidence.manifest.inputs
@@ -598,7 +621,8 @@ def _targets_of(evidence: Evidence, probe: ProbeImages) -> Array:
             f"image {missing[0]!r} was not displayed in the audit {evidence.folder}, so it has no target there; "
             "audit the same images"
         )
-    return np.stack([known[digest] for digest in probe.source_sha256[: len(probe.pictures)]])
+    chosen = [known[digest] for digest in probe.source_sha256[: len(probe.pictures)]]
+    return np.array(chosen, np.int64).reshape(-1, rows.shape[1])
 
 
 def _write(writer: EvidenceWriter, records: Sequence[Record], probe: ProbeImages) -> None:
@@ -688,6 +712,7 @@ def _manifest(
             "notes": {method: note for record in records for method, note in record.notes.items()},
             "trust": setting.trust,
             "features": {pattern: list(channels) for pattern, channels in setting.features},
+            "kernels": [call.key for call in trace.calls if call.key in setting.kernels],
             "display_count": setting.displayed,
             "batch_size": batch_size,
             "forward": None if forward is None else getattr(forward, "__qualname__", type(forward).__name__),

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
+from interpret import drawing
+
 # Okabe and Ito's colours, in an order that keeps neighbours apart, each with a marker of its own: shape carries what
 # colour may not.
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f6770", "#b8a800")
@@ -30,6 +32,12 @@ MARKERS = (
 )
 # What became of a map: fine, blank, constant, not finite, decided by a constant of its formula.
 STATE_COLOURS = ("#b9d3e6", "#5f6770", "#e69f00", "#b3261e", "#cc79a7")
+# The ten shades of `sections.wording.level`, as in the style sheet: 0 for nothing, 1 ... 9 from pale to dark.
+LEVEL_COLOURS = (
+    *("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c75a22", "#a53d20", "#7c261c"),
+)
+# From the first step to the last: viridis without its palest end, which white paper swallows.
+STEP_COLOURS = tuple(f"#{bytes(drawing.VIRIDIS[round(step * 0.87 * 254 / 8)]).hex()}" for step in range(9))
 AXIS, MUTED, ALARM = "#c9ced3", "#5f6770", "#b3261e"
 FONT = "Inter, Noto Sans CJK SC, sans-serif"
 
@@ -239,6 +247,200 @@ def panel(lines: Sequence[tuple[Sequence[float], int, str]], label: str, width: 
     return Chart(width, height, "".join(body), label, kind="panel")
 
 
+def level_grid(
+    levels: Sequence[Sequence[int | None]],
+    label: str,
+    *,
+    rows: Sequence[str],
+    marks: Sequence[int | None] = (),
+    stages: Sequence[int] = (),
+    titles: tuple[str, str] = ("call", "step"),
+    width: int = 680,
+) -> Chart:
+    """Shades over calls (across) and steps (down): a cell per call and step, blank where there is no value.
+
+    Args:
+        levels: a sequence per step with an index into :data:`LEVEL_COLOURS` per call, or None.
+        label: what is drawn.
+        rows: the name of each step.
+        marks: per call the number of the step above which a line is drawn, or None.
+        stages: positions after which a thin line separates the stages of the network.
+        titles: of the horizontal axis and of the vertical one.
+        width: in CSS pixels.
+    """
+    left, right, top, bottom = max(46, 12 + 5 * max(map(len, rows), default=0)), 8, 16, 20
+    count = max((len(line) for line in levels), default=0)
+    row = max(2.0, min(15.0, 240 / max(1, len(levels))))
+    across, base = (width - left - right) / max(1, count), top + row * len(levels)
+    every = math.ceil(10 / row)
+    body = [_text(left - 6, top - 6, titles[1], "end"), _text(width - right, base + 14, titles[0], "end")]
+    body += [
+        _text(left - 6, top + (number + 0.5) * row + 3.2, name, "end")
+        for number, name in enumerate(rows)
+        if number % every == 0
+    ]
+    body += [
+        _text(left + (position + 0.5) * across, base + 14, str(position), "middle")
+        for position in _round_positions(count)
+        if (count - position) * across > 26  # where the axis' title stands
+    ]
+    body += _cells(levels, left, top, across, row)
+    ends = "".join(f"M{_n(left + (end + 1) * across)} {top}V{_n(base)}" for end in stages if end < count - 1)
+    body.append(_line("stage-line", MUTED, ends, 0.5, dashes="2 2"))
+    lines = [
+        f"M{_n(left + place * across)} {_n(top + mark * row)}h{_n(across)}"
+        for place, mark in enumerate(marks)
+        if mark is not None
+    ]
+    body += [_line("mark-edge", "#ffffff", "".join(lines), 3.6), _line("mark-line", "#1b1f23", "".join(lines), 2.0)]
+    return Chart(width, round(base) + bottom, "".join(body), label)
+
+
+def step_curves(
+    series: Sequence[Values],
+    label: str,
+    *,
+    logarithmic: bool = False,
+    stages: Sequence[int] = (),
+    width: int = 330,
+    height: int = 130,
+) -> Chart:
+    """Values over the depth of the network, a line per step in the colours of :data:`STEP_COLOURS`.
+
+    A line joins the calls that have a value; where there is room, each of them is marked.
+
+    Args:
+        series: a sequence of the same length per step; None where a call has no value.
+        label: what is drawn.
+        logarithmic: whether the vertical axis is logarithmic.
+        stages: positions after which a thin line separates the stages of the network.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
+    left, right, top, bottom = 46, 8, 8, 20
+    count = max((len(values) for values in series), default=0)
+    known = [value for values in series for value in values if _known(value)]
+    scale = _Logarithmic(known) if logarithmic else _Linear(known)
+    across, base = (width - left - right) / max(1, count - 1), height - bottom
+    body = []
+    for tick, text in scale.ticks():
+        y = top + (1 - scale(tick)) * (base - top)
+        body.append(_line("grid", AXIS, f"M{left} {_n(y)}H{width - right}", 0.5))
+        body.append(_text(left - 6, y + 3.2, text, "end"))
+    ends = "".join(f"M{_n(left + (end + 0.5) * across)} {top}V{base}" for end in stages if end < count - 1)
+    body.append(_line("grid", AXIS, ends, 0.5, dashes="2 2"))
+    body += [
+        _text(left + position * across, height - 6, str(position), "middle")
+        for position in _round_positions(2 * count)
+        if (count - 1 - position) * across > 26
+    ]
+    body.append(_text(width - right, height - 6, "call", "end"))
+    for number, values in enumerate(series):
+        points = [
+            f"{_n(left + position * across)} {_n(top + (1 - scale(value)) * (base - top))}"
+            for position, value in enumerate(values)
+            if _known(value)
+        ]
+        line = f"M{'L'.join(points)}" if points else ""
+        if (width - left - right) / max(1, len(points)) >= 9:
+            line += "".join(f"M{point}m-1.5 0h3m-1.5 -1.5v3" for point in points)
+        colour = step_colour(number, len(series))
+        body.append(_line(f"step-line-{colour}", STEP_COLOURS[colour], line, 1.1))
+    return Chart(width, height, "".join(body), label)
+
+
+def step_colour(step: int, count: int) -> int:
+    """Which of :data:`STEP_COLOURS` a step has among ``count``: the first and the last take both ends.
+
+    >>> [step_colour(step, 5) for step in range(5)]
+    [0, 2, 4, 6, 8]
+    """
+    return round(step * (len(STEP_COLOURS) - 1) / max(1, count - 1))
+
+
+def step_key(step: int, count: int) -> Chart:
+    """The stroke of a step, as it stands beside its number."""
+    colour = step_colour(step, count)
+    return Chart(14, 10, _line(f"step-line-{colour}", STEP_COLOURS[colour], "M1 5H13", 2.5), "", kind="marker")
+
+
+def histogram_panel(
+    levels: Sequence[Sequence[int | None]],
+    quantiles: Sequence[Values],
+    ends: tuple[float, float],
+    label: str,
+    *,
+    columns: Sequence[str],
+    width: int = 160,
+    height: int = 112,
+) -> Chart:
+    """Histograms over steps: a column per step, a row per interval of values, and lines of quantiles.
+
+    Args:
+        levels: a sequence per row, from the highest values to the lowest, with an index into :data:`LEVEL_COLOURS`
+            per step, or None.
+        quantiles: a sequence per quantile with a value per step; the one in the middle is drawn thicker.
+        ends: the lowest and the highest value of the axis.
+        label: what is drawn.
+        columns: the name of each step; the first and the last are printed.
+        width: in CSS pixels.
+        height: in CSS pixels.
+    """
+    left, right, top, bottom = 40, 4, 5, 14
+    low, high = ends
+    across, down = (width - left - right) / max(1, len(columns)), (height - top - bottom) / max(1, len(levels))
+    base = height - bottom
+    body = _cells(levels, left, top, across, down)
+
+    def y(value: float) -> float:
+        return top + (base - top) * min(1.0, max(0.0, (high - value) / ((high - low) or 1.0)))
+
+    body += [_text(left - 4, y(value) + 3.2, _tick(value), "end") for value in _few_ticks(low, high)]
+    for number, values in enumerate(quantiles):
+        points, pen = [], "M"
+        for step, value in enumerate(values):
+            if not _known(value):
+                pen = "M"
+                continue
+            points.append(f"{pen}{_n(left + (step + 0.5) * across)} {_n(y(value))}")
+            pen = "L"
+        middle = 2 * number + 1 == len(quantiles)
+        body.append(_line("run-line-0", RUN_COLOURS[0], "".join(points), 1.3 if middle else 0.6))
+    body.append(_line("grid", AXIS, f"M{left} {top}V{base}H{width - right}", 0.5))
+    if columns:
+        body.append(_text(left, height - 3, columns[0], "start"))
+        body.append(_text(width - right, height - 3, columns[-1], "end"))
+    return Chart(width, height, "".join(body), label, kind="panel")
+
+
+def _cells(levels: Sequence[Sequence[int | None]], left: float, top: float, across: float, down: float) -> list[str]:
+    """A path per shade. Neighbours of a row that are alike are one bar: every mark costs time on paper."""
+    paths: list[list[str]] = [[] for _ in LEVEL_COLOURS]
+    for number, line in enumerate(levels):
+        start = 0
+        y, height = top + number * down, _n(top + (number + 1) * down)
+        for level, same in itertools.groupby(line):
+            end = start + len(list(same))
+            if level is not None:
+                x = _n(left + start * across)
+                paths[level].append(f"M{x} {_n(y)}H{_n(left + end * across)}V{height}H{x}Z")
+            start = end
+    return [
+        f'<path class="level-fill-{level}" fill="{colour}" d="{"".join(bars)}"/>'
+        for level, (colour, bars) in enumerate(zip(LEVEL_COLOURS, paths, strict=True))
+        if bars
+    ]
+
+
+def _few_ticks(low: float, high: float) -> list[float]:
+    """Two to five round values between the ends."""
+    span = (high - low) or 1.0
+    unit = 10 ** math.floor(math.log10(span / 2))
+    step = next(unit * factor for factor in (1, 2, 5, 10) if span / (unit * factor) <= 5)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
 class _Linear:
     """A linear axis from 0 (or the minimum) to the maximum."""
 
@@ -280,6 +482,15 @@ class _Logarithmic:
         return [*marks, (0.0, "0")] if self.has_zero else marks
 
 
+def power_of_ten(exponent: int) -> str:
+    """A power of ten as the axes print it.
+
+    >>> [power_of_ten(exponent) for exponent in (-4, 0, 1)]
+    ['10⁻⁴', '1', '10']
+    """
+    return {0: "1", 1: "10"}.get(exponent, f"10{_superscript(exponent)}")
+
+
 def _superscript(number: int) -> str:
     return str(number).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
@@ -288,7 +499,8 @@ def _tick(value: float) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
         exponent = math.floor(math.log10(abs(value)))
         return f"{value / 10.0**exponent:.2g}·10{_superscript(exponent)}"
-    return f"{value:.3g}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def _round_positions(count: int) -> range:

@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-FAILED_COLLECTOR, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED_COLLECTOR, VIOLATED_POLICY, BAD_INPUT, INTERRUPTED = 1, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return its exit code.
 
-    0 done; 1 done, but a collector failed; 2 bad usage or bad input; 130 interrupted.
+    0 done; 1 done, but a collector failed or a policy is violated; 2 bad usage or bad input; 130 interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     state = {"debug": False, "command": ["interpret", *arguments]}
@@ -112,6 +112,15 @@ def _numbers(_: click.Context, parameter: click.Parameter, value: str | None) ->
         return tuple(float(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406") from error
+
+
+def _steps(_: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    steps = value.replace(" ", "").split(",")
+    if not all(step.isdecimal() and len(step) < 16 for step in steps):
+        raise click.BadParameter(f"{value!r} is not a list of steps such as 0,100,2000")
+    return tuple(map(int, steps))
 
 
 def _sizes(_: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
@@ -210,8 +219,7 @@ model_options = _together(
     ),
 )
 
-image_options = _together(
-    click.option("--images", metavar="PATH", required=True, help="Folder (recursive), file or glob."),
+picture_options = _together(
     click.option("--skip-broken", is_flag=True, help="Leave out images that cannot be decoded, and say which."),
     click.option("--labels-from-folders", is_flag=True, help="The folder of an image is its class."),
     click.option("--labels", type=click.Path(dir_okay=False), help="CSV with the columns file,label."),
@@ -222,15 +230,36 @@ image_options = _together(
     click.option("--mean", metavar="R,G,B", callback=_numbers, help="Of values in [0, 1].  [default: ImageNet's]"),
     click.option("--std", metavar="R,G,B", callback=_numbers, help="Of values in [0, 1].  [default: ImageNet's]"),
     click.option("--interpolation", help="bilinear, bicubic, nearest, lanczos, ...  [default: bilinear]"),
+    click.option("--probe-count", type=click.IntRange(1), help="Images to run, evenly spaced.  [default: 64]"),
+)
+
+image_options = _together(
+    click.option("--images", metavar="PATH", help="Folder (recursive), file or glob."),
+    click.option(
+        "--probe",
+        metavar="DIR",
+        help="Folder of a probe set, instead of images; its targets and display count hold unless they are given.",
+    ),
+    picture_options,
+)
+
+SETTLED = (
+    "images", "probe_count", "skip_broken", "labels_from_folders", "labels", "class_names",
+    "preprocess", "resize", "crop", "mean", "std", "interpolation",
+)  # fmt: skip
+
+targets_option = click.option(
+    "--targets",
+    help="Classes that maps explain: predicted, label, a class index, or a RUN whose targets are taken; or a list.  "
+    "[default: predicted]",
+)
+
+display_count_option = click.option(
+    "--display-count", type=click.IntRange(0), help="Images with pictures and maps.  [default: 4]"
 )
 
 audit_options = _together(
-    click.option(
-        "--targets",
-        default="predicted",
-        show_default=True,
-        help="Classes that maps explain: predicted, label, a class index, or a RUN whose targets are taken; or a list.",
-    ),
+    targets_option,
     click.option(
         "--layers",
         multiple=True,
@@ -251,8 +280,10 @@ audit_options = _together(
         callback=_features,
         help="Show what excites channels, such as layer4.1.conv2:0,5,17-20; repeatable.",
     ),
-    click.option("--probe-count", default=64, show_default=True, type=click.IntRange(1), help="Images to run."),
-    click.option("--display-count", default=4, show_default=True, type=click.IntRange(0), help="Images with maps."),
+    click.option(
+        "--kernels", multiple=True, metavar="GLOB", help="Keep all kernels of these calls, to be matched; repeatable."
+    ),
+    display_count_option,
     click.option(
         "--batch-size",
         default="16",
@@ -338,6 +369,7 @@ def commands(context: click.Context) -> None:
         "interpret audit best.pt --model torchvision:resnet50 --images photos/",
         "interpret audit runs:/3f2a9c --model nets.py:build --images val/ --labels-from-folders",
         "interpret audit new.pt --model torchvision:resnet50 --images photos/ --targets 3f2a9c",
+        "interpret audit new.pt --model torchvision:resnet50 --probe probe/",
     )
 )
 @click.argument("checkpoint")
@@ -373,6 +405,7 @@ def audit(
     """
     if no_mlflow and out is None:
         raise click.UsageError("--no-mlflow needs --out DIR, or nothing of the audit would be left")
+    _check_images(options)
     from interpret import sources
 
     if not no_mlflow:
@@ -411,11 +444,62 @@ def audit(
 
 
 @commands.command(
+    epilog=_examples(
+        "interpret probe photos/ -o probe",
+        "interpret probe val/ --labels-from-folders --resize 256 --crop 224 --targets label -o probe",
+        "interpret probe photos/ --weights torchvision:ResNet50_Weights.IMAGENET1K_V2 --display-count 8 -o probe",
+    )
+)
+@click.argument("images", metavar="PATH")
+@picture_options
+@click.option("--weights", metavar="torchvision:...", help="Published weights: their preprocessing and class names.")
+@targets_option
+@display_count_option
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    required=True,
+    help="Folder of the probe set; must be empty or absent.",
+)
+@tracking_uri_option
+@json_option
+@common_options
+def probe(images: str, folder: str, as_json: bool, **options: Any) -> None:
+    """Freeze images, preprocessing, labels and targets, so that audits can be repeated to the bit.
+
+    PATH: a folder (recursive), a file or a glob. `interpret audit CHECKPOINT --probe DIR` then sees the very same
+    tensors, whatever becomes of the photos and of the libraries that prepared them. The targets of a RUN are looked up
+    now.
+    """
+    from interpret import sources
+
+    with _Progress() as progress:
+        frozen = sources.freeze_probe(images, folder, progress=progress, **options).images
+    shape = tuple(frozen.images.shape)
+    result = {"probe": folder, "probe_sha256": frozen.probe_sha256, "shape": shape, "displayed": len(frozen.pictures)}
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+    else:
+        click.echo(f"probe   {folder}")
+        click.echo(f"sha256  {frozen.probe_sha256}")
+        click.echo(f"images  {len(frozen)} of {_shape(shape)}, {len(frozen.pictures)} with pictures")
+
+
+@commands.command(
     epilog=_examples("interpret report 3f2a9c -o report", "interpret report 3f2a9c 77ab01 --reference 77ab01 -o report")
 )
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]")
 @click.option("--labels", callback=_names, help="Names of the runs in the report, the reference's first, by commas.")
+@click.option(
+    "--steps",
+    metavar="LIST",
+    callback=_steps,
+    help="Training steps of the runs, for a timeline; the reference's first, by commas.  [default: the runs' own]",
+)
 @output_option
 @report_options
 @tracking_uri_option
@@ -425,6 +509,7 @@ def report(
     runs: tuple[str, ...],
     reference: str | None,
     labels: tuple[str, ...] | None,
+    steps: tuple[int, ...] | None,
     directory: str,
     tracking_uri: str | None,
     as_json: bool,
@@ -434,18 +519,92 @@ def report(
 
     RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle.
     """
-    given = list(runs)
-    if reference is not None:
-        given = [reference, *(run for run in given if run != reference)]
-    if labels is not None and len(labels) != len(given):
-        raise click.BadParameter(f"{len(labels)} names for {len(given)} runs", param_hint="--labels")
+    given = _given(runs, reference, labels)
+    if steps is not None and len(steps) != len(given):
+        raise click.BadParameter(f"{len(steps)} steps for {len(given)} runs", param_hint="--steps")
     from interpret import sources
 
     with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
         progress("evidence", 0, 1)
         evidence, origins = sources.fetch_runs(given, Path(folder), tracking_uri=tracking_uri)
         progress("evidence", 1, 1)
+        if steps is not None:
+            origins = [{**origin, "step": step} for origin, step in zip(origins, steps, strict=True)]
         _report(evidence, labels, origins, directory, report_settings, as_json, progress)
+
+
+def _given(runs: Sequence[str], reference: str | None, labels: Sequence[str] | None) -> list[str]:
+    """The runs, the reference first."""
+    given = list(runs)
+    if reference is not None:
+        given = [reference, *(run for run in given if run != reference)]
+    if labels is not None and len(labels) != len(given):
+        raise click.BadParameter(f"{len(labels)} names for {len(given)} runs", param_hint="--labels")
+    return given
+
+
+def _show_policy(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from interpret import policies
+
+        click.echo(policies.default_policy(), nl=False)
+        context.exit()
+
+
+@commands.command(
+    epilog=_examples(
+        "interpret check 77ab01 --reference 3f2a9c --junit policy.xml",
+        "interpret check audits/new --policy policy.toml",
+        "interpret check --show-policy > policy.toml",
+    )
+)
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]")
+@click.option("--labels", callback=_names, help="Names of the runs, the reference's first, by commas.")
+@click.option("--policy", metavar="FILE", default="default", show_default=True, help="TOML file with the rules.")
+@click.option(
+    "--show-policy",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_policy,
+    help="Print the default policy, to start from, and exit.",
+)
+@click.option("--junit", "junit_file", metavar="FILE", type=click.Path(dir_okay=False), help="JUnit XML to write, too.")
+@tracking_uri_option
+@json_option
+@common_options
+def check(
+    runs: tuple[str, ...],
+    reference: str | None,
+    labels: tuple[str, ...] | None,
+    policy: str,
+    junit_file: str | None,
+    tracking_uri: str | None,
+    as_json: bool,
+) -> int:
+    """Hold runs against a policy: limits on statistics, comparisons and findings. Exits with 1 where it is violated.
+
+    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle. Each is
+    held against the reference; for a run alone, rules that need a reference are not checked.
+    """
+    given = _given(runs, reference, labels)
+    from interpret import junit, policies, sources
+
+    rules = policies.read_policy(policy)
+    with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
+        progress("evidence", 0, 1)
+        evidence, origins = sources.fetch_runs(given, Path(folder), tracking_uri=tracking_uri)
+        progress("evidence", 1, 1)
+        result = policies.check_policy(*evidence, policy=rules, labels=labels, origins=origins)
+    if junit_file is not None:
+        junit.write_junit(result, junit_file)
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        _print_table(result.table())
+        click.echo("\n".join(result.summary()))
+    return VIOLATED_POLICY if result.violated else 0
 
 
 @commands.command(
@@ -464,7 +623,7 @@ def report(
 def diff(
     a: str,
     b: str,
-    targets: str,
+    targets: str | None,
     directory: str,
     title: str | None,
     detail: str,
@@ -481,6 +640,7 @@ def diff(
 
     The maps of B explain the targets of A. The evidence stays in DIR/evidence.
     """
+    _check_images(options)
     from interpret import sources
 
     if not no_mlflow:
@@ -530,7 +690,7 @@ def show(run: str, tracking_uri: str | None, as_json: bool) -> int:
             "status": manifest.status,
         }
         table = publishing.layers_table(evidence)
-        findings = [dataclasses.asdict(finding) for finding in findings_of(evidence, origin.get("run_name"))]
+        findings = [finding.to_dict() for finding in findings_of(evidence, origin.get("run_name"))]
         code = _failures(evidence)
     if as_json:
         click.echo(json.dumps({**identity, "layers": _rows(table), "findings": findings}, indent=2))
@@ -763,6 +923,18 @@ def _command() -> list[str]:
     """The command line, as it was typed."""
     command: list[str] = click.get_current_context().find_root().obj["command"]
     return command
+
+
+def _check_images(options: Mapping[str, Any]) -> None:
+    """Refuse options that a probe set has settled, and an audit of nothing."""
+    probe = options["probe"]
+    given = [f"--{name.replace('_', '-')}" for name in SETTLED if options[name] not in (None, False)]
+    if probe is None and options["images"] is None:
+        raise click.UsageError("give images as --images PATH, or a probe set as --probe DIR")
+    if probe is not None and given:
+        raise click.UsageError(
+            f"--probe {probe} has its own images, preprocessing, labels and class names; leave out {', '.join(given)}"
+        )
 
 
 def _check_store(tracking_uri: str | None) -> None:

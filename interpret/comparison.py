@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 from interpret.errors import InterpretError
 from interpret.evidence import Call, Evidence, as_evidence, unique_labels
 from interpret.findings import Finding, findings_between, findings_of, most_severe_first
+from interpret.functional.matching import Matching
 from interpret.functional.similarity import cka_matrix
 from interpret.measures import CallPair, Measures, measure
 from interpret.measures.predictions import Predictions
 from interpret.measures.representations import mean_cka
 from interpret.measures.runs import Run
+from interpret.measures.timeline import Timeline, timeline_of
 from interpret.measures.weights import TensorPair
 from interpret.verdicts import first_divergence, ranking, verdict, weight_ratios
 
@@ -56,6 +59,8 @@ class Comparison:
         first_divergence: by label, key of the first call whose output differs, or None.
         findings: sentences about all runs, most severe first.
         mean_cka: R x R mean debiased CKA over calls and images that all runs share; None where not computable.
+        timeline: where the runs are checkpoints of one training with known steps.
+        no_timeline: why there is none.
     """
 
     reference: str
@@ -69,6 +74,8 @@ class Comparison:
     first_divergence: Mapping[str, str | None]
     findings: tuple[Finding, ...]
     mean_cka: tuple[tuple[float | None, ...], ...]
+    timeline: Timeline | None
+    no_timeline: str | None
 
     @property
     def evidence(self) -> Mapping[str, Evidence]:
@@ -113,24 +120,32 @@ class Comparison:
                          "type", "kind", "unit", "output_shape", "runs": {LABEL: {
                              "call", "aligned_by", "presence", "weights", "weight_change", "weight_ratio",
                              "divergence", "gram_change", "mean_change", "noise_floor", "threshold", "diverges": bool,
-                             "cka", "cka_p95", "dead_units", "constant_units", "zero_share", "saturated_share",
-                             "nonfinite", "leverage", "batchnorm_z_median", "batchnorm_log_variance",
+                             "cka", "cka_p95", "neighbours", "log_amplification", "effective_rank", "stage",
+                             "dead_units", "constant_units", "zero_share", "saturated_share", "nonfinite",
+                             "leverage", "batchnorm_z_median", "batchnorm_log_variance",
                              "maps": {METHOD: {"pearson", "iou20", "centre_shift", "null_other_image", "null_gaussian",
                                                "images", "empty", "reason"}},
-                             "tensors": [{"name", "counterpart", "status", "change", "filters", "changed_filters": int,
+                             "kernels": {"by": "index|cosine|null", "by_index", "matched", "null",
+                                         "order": [int], or null where it is the order as it is} or null,
+                             "tensors": [{"name", "counterpart", "status", "change", "cosine", "filters",
+                                          "changed_filters": int,
                                           "changed_filter_indices": [int], or null where all changed,
-                                          "zeroed_filter_indices": [int], "zero_filters", "distinct"}],
+                                          "moved_filters": int, "zeroed_filter_indices": [int], "zero_filters",
+                                          "near_zero_filters", "zeros", "entries", "distinct"}],
                              "reasons": [str]}}}],
              "ranking": {LABEL: [key]}, "first_divergence": {LABEL: key or null}, "verdict": {LABEL: str},
              "predictions": {LABEL: {"images", "top1_agreement", "churn", "churn_interval": [low, high], "kl_mean",
                                      "kl_max", "top5_overlap", "logit_change", "labelled", "accuracy",
                                      "reference_accuracy", "negative_flips", "positive_flips",
-                                     "flips": [{"name", "label", "reference_class", "other_class"}]}},
+                                     "flips": [{"name", "label", "reference_class", "other_class",
+                                                "leaves_at": key or null}]}},
              "mean_cka": [[float or null]], rows and columns as in "runs",
-             "findings": [{"severity", "run", "layer", "rule", "message"}]}
+             "timeline": see :meth:`interpret.measures.timeline.Timeline.to_dict`; null where the runs are no three or
+                         more checkpoints of one training with known steps,
+             "findings": [{"severity", "run", "layer", "rule", "message", "meaning", "next", "place"}]}
 
         `presence` is "removed" wherever a run lacks the call. `weight_ratio` is the change over the median change of
-        the changed tensors of its kind. In the reference's own entries, numbers that need a counterpart are null.
+        the other changed tensors of its kind. In the reference's own entries, numbers that need a counterpart are null.
         """
         return {
             "schema_version": SCHEMA_VERSION,
@@ -143,7 +158,8 @@ class Comparison:
             "verdict": {label: self.verdict[label] for label in self.others},
             "predictions": {label: _predictions(self.measures[label].predictions) for label in self.others},
             "mean_cka": [list(row) for row in self.mean_cka],
-            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "timeline": None if self.timeline is None else self.timeline.to_dict(),
+            "findings": [finding.to_dict() for finding in self.findings],
         }
 
     def _run(self, label: str) -> dict[str, Any]:
@@ -231,6 +247,7 @@ def compare(
         for row in rows
         if row.in_reference and all(pair.other is not None for pair in row.pairs.values())
     ]
+    timeline, no_timeline = timeline_of(runs, dict(zip(unique, known, strict=True)))
     return Comparison(
         reference=first,
         labels=unique,
@@ -243,6 +260,8 @@ def compare(
         first_divergence={label: first_divergence(found) for label, found in measures.items()},
         findings=_findings(runs, measures),
         mean_cka=tuple(tuple(row) for row in mean_cka(list(runs.values()), shared)),
+        timeline=timeline,
+        no_timeline=no_timeline,
     )
 
 
@@ -320,6 +339,10 @@ def _entry(pair: CallPair | None, ratios: Mapping[str, float]) -> dict[str, Any]
         "diverges": pair is not None and pair.diverges,
         "cka": None if pair is None else pair.cka,
         "cka_p95": None if pair is None else pair.cka_p95,
+        "neighbours": None if pair is None else pair.neighbours,
+        "log_amplification": None if pair is None else pair.log_amplification,
+        "effective_rank": health and health.effective_rank,
+        "stage": health and health.stage,
         "dead_units": health and health.dead_units,
         "constant_units": health and health.constant_units,
         "zero_share": health and health.zero_share,
@@ -329,6 +352,7 @@ def _entry(pair: CallPair | None, ratios: Mapping[str, float]) -> dict[str, Any]
         "batchnorm_z_median": health and health.batchnorm_z_median,
         "batchnorm_log_variance": health and health.batchnorm_log_variance,
         "maps": {} if pair is None else {name: dataclasses.asdict(found) for name, found in pair.maps.items()},
+        "kernels": None if pair is None or pair.kernels is None else _kernels(pair.kernels),
         "tensors": [] if pair is None else [_tensor(tensor) for tensor in pair.tensors],
         "reasons": [] if pair is None else list(pair.reasons),
     }
@@ -342,13 +366,24 @@ def _tensor(tensor: TensorPair) -> dict[str, Any]:
         "counterpart": None if other is None else other.name,
         "status": tensor.status,
         "change": tensor.change,
+        "cosine": tensor.cosine,
         "filters": None if other is None else other.filters,
         "changed_filters": len(tensor.changed_filters),
         "changed_filter_indices": None if all_changed and tensor.changed_filters else list(tensor.changed_filters),
+        "moved_filters": len(tensor.moved_filters),
         "zeroed_filter_indices": list(tensor.zeroed_filters),
         "zero_filters": None if other is None else other.zero_filters,
+        "near_zero_filters": None if other is None else other.near_zero_filters,
+        "zeros": None if other is None else other.zeros,
+        "entries": None if other is None else other.entries,
         "distinct": None if other is None else other.distinct,
     }
+
+
+def _kernels(found: Matching) -> dict[str, Any]:
+    null = found.null if math.isfinite(found.null) else None
+    order = found.order.tolist() if found.by == "cosine" else None
+    return {"by": found.by, "by_index": found.by_index, "matched": found.matched, "null": null, "order": order}
 
 
 def _predictions(found: Predictions | None) -> dict[str, Any]:

@@ -448,6 +448,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
             for call in content["calls"]
         ]
         content["settings"] = {"refused": {}, "notes": {}, "trust": False, "features": {}, **content["settings"]}
+    content["settings"].setdefault("kernels", [])
     return content
 
 

@@ -94,6 +94,8 @@ def find_images(path: str | Path) -> tuple[Path, ...]:
         raise ImageError(f"{str(path)!r} does not exist{did_you_mean(given.name, near)}")
     found = tuple(file for file in visible if file.suffix.lower() in SUFFIXES)
     if not found:
+        if (given / "probe.json").is_file():
+            raise ImageError(f"{str(path)!r} is a frozen probe set; give it as --probe, or to interpret.read_probe()")
         others = sorted({file.suffix.lower() or "none" for file in visible})
         holds = f"only files with the suffix {', '.join(others[:6])}" if others else "no files"
         raise ImageError(f"no images in {str(path)!r}: there are {holds}; expected {', '.join(SUFFIXES[:8])}")
@@ -222,7 +224,7 @@ def load_images(
                     f"{preprocessing.name!r} gives another tensor each time; "
                     "use the transform of the evaluation, without augmentation"
                 )
-            images = _storage((count, *tensor.shape))
+            images = allocate_images((count, *tensor.shape))
         elif tensor.shape != images.shape[1:]:
             first, other = tuple(images.shape[1:]), tuple(tensor.shape)
             raise ImageError(
@@ -356,7 +358,7 @@ def _prepared(image: Image.Image, preprocessing: Preprocessing, name: str) -> Te
     return tensor
 
 
-def _storage(shape: tuple[int, ...]) -> Tensor:
+def allocate_images(shape: tuple[int, ...]) -> Tensor:
     """An uninitialised float32 tensor: in memory, or in a file that nobody else sees where it would take too much."""
     entries, folder = math.prod(shape), tempfile.gettempdir()
     size = entries * torch.float32.itemsize

@@ -133,7 +133,8 @@ def build_report(subject: Subject, options: ReportOptions) -> Report:
     entries = []
     for section in chosen:
         data = section.build(subject)
-        entries.append(Entry(section, data, _outline(data)))
+        if data is not None or not section.optional:
+            entries.append(Entry(section, data, _outline(data)))
     manifest = subject.reference.manifest
     title = options.title or _title(subject)
     kind = "Comparison" if subject.comparison is not None else "Audit"

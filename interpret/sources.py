@@ -27,15 +27,20 @@ if TYPE_CHECKING:
 
     from interpret.architectures import PublishedWeights
     from interpret.checkpoint import Checkpoint
+    from interpret.images import ProbeImages
     from interpret.preprocessing import Preprocessing
+    from interpret.probes import ProbeSet
     from interpret.tracing import Forward, Trace
+
+PROBE_COUNT, DISPLAY_COUNT = 64, 4  # images that an audit runs on, and those of them with pictures and maps
 
 
 def audit_checkpoint(
     checkpoint: str,
-    images: str | Path,
+    images: str | Path | None = None,
     out: str | Path | None = None,
     *,
+    probe: str | Path | None = None,
     model: str | None = None,
     model_arguments: Mapping[str, object] | None = None,
     branch: str | None = None,
@@ -49,17 +54,18 @@ def audit_checkpoint(
     labels_from_folders: bool = False,
     class_names: str | Path | None = None,
     skip_broken: bool = False,
-    targets: str | Evidence = "predicted",
+    targets: str | Evidence | None = None,
     layers: Sequence[str] = (),
     methods: Sequence[str] | None = None,
-    probe_count: int = 64,
-    display_count: int = 4,
+    probe_count: int | None = None,
+    display_count: int | None = None,
     batch_size: int | str = 16,
     forward: str | None = None,
     device: str | None = None,
     seed: int = 0,
     trust: bool = False,
     features: Mapping[str, Sequence[int]] | None = None,
+    kernels: Sequence[str] = (),
     tracking_uri: str | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
@@ -73,6 +79,7 @@ def audit_checkpoint(
             the model, its preprocessing and its class names.
         images: a folder, a file or a glob.
         out: folder of the bundle, empty or absent; None for a temporary one.
+        probe: folder of a probe set, instead of the images and of all that says how they are prepared and labelled.
         model: the architecture's spec.
         model_arguments: of its builder; strings are read as Python literals where they are one.
         branch: which weights to take from a file that holds several.
@@ -87,17 +94,18 @@ def audit_checkpoint(
         class_names: file with the names of the classes.
         skip_broken: leave out images that cannot be decoded, and say which.
         targets: "predicted", "label", a class index, a RUN whose targets are taken, or several of these by commas; or
-            the evidence of another audit.
+            the evidence of another audit. None for the probe set's, else "predicted".
         layers: globs of the calls with pictures and maps.
         methods: maps and attributions; "default" and "all" stand for many; None for the default ones.
-        probe_count: at most so many images, evenly spaced.
-        display_count: images with pictures and maps.
+        probe_count: at most so many images, evenly spaced; 64 by default.
+        display_count: images with pictures and maps; all that the probe set has pictures of, else 4.
         batch_size: images per forward, or "auto".
         forward: spec of a function ``(model, images) -> output``, where that is not ``model(images)``.
         device: where to run.
         seed: of everything random.
         trust: put the maps at stage ends to the test.
         features: which channels' features to show, by pattern of calls.
+        kernels: convolutions whose kernels are kept whole, for matching.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
@@ -106,8 +114,8 @@ def audit_checkpoint(
         InterpretError: anything that was given does not exist or does not fit; the message says what.
     """
     from interpret import auditing
-    from interpret.images import find_images, load_images
     from interpret.labels import read_class_names
+    from interpret.probes import read_probe
 
     notify = progress or (lambda stage, done, total: None)
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
@@ -115,40 +123,55 @@ def audit_checkpoint(
         network, loaded, weights = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
         notify("checkpoint", 1, 1)
         run_by = _forward(forward)
-        framing = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": interpolation}
-        preprocessing = _preprocessing(preprocess, framing, weights)
         implied = weights is not None and model in (None, weights.spec)  # another model may have other classes
         names = weights.class_names if weights is not None and implied else None
-        if class_names is not None:
-            names = read_class_names(class_names)
-        paths = find_images(images)
-        root = Path(images) if Path(images).is_dir() else None
-        probe = load_images(
-            paths,
-            preprocessing,
-            labels=_labels(paths, root, labels, labels_from_folders, names),
-            limit=probe_count,
-            display_count=display_count,
-            root=root,
-            skip_broken=skip_broken,
-            progress=lambda done, total: notify("images", done, total),
-        )
+        if probe is not None:
+            notify("images", 0, 1)
+            frozen = read_probe(probe, display_count=display_count)
+            notify("images", 1, 1)
+            prepared, names = frozen.images, frozen.class_names or names
+            chosen = frozen.targets
+        elif images is None:
+            raise ImageError("no images were given; name images or a probe set")
+        else:
+            if class_names is not None:
+                names = read_class_names(class_names)
+            prepared = _load_images(
+                images,
+                weights,
+                names,
+                notify,
+                preprocess=preprocess,
+                resize=resize,
+                crop=crop,
+                mean=mean,
+                std=std,
+                interpolation=interpolation,
+                labels=labels,
+                labels_from_folders=labels_from_folders,
+                skip_broken=skip_broken,
+                probe_count=probe_count,
+                display_count=display_count,
+            )
+            chosen = "predicted"
+        if targets is not None:
+            chosen = _targets(targets, len(prepared), Path(folder), tracking_uri)
         return auditing.audit(
             network,
-            probe,
+            prepared,
             out,
             methods=_methods(methods),
             layers=list(layers) or None,
-            targets=_targets(targets, len(probe), Path(folder), tracking_uri),
+            targets=chosen,
             class_names=names,
             checkpoint=loaded,
-            display_count=display_count,
             batch_size=batch_size,
             forward=run_by,
             device=device,
             seed=seed,
             trust=trust,
             features=features,
+            kernels=kernels,
             command=command,
             progress=progress,
         )
@@ -158,7 +181,7 @@ def audit_several(
     checkpoints: Sequence[str],
     folder: Path,
     *,
-    targets: str = "predicted",
+    targets: str | None = None,
     progress: Callable[[str], Progress],
     finished: Callable[[str, Evidence], None] = lambda name, evidence: None,
     **options: Any,
@@ -188,6 +211,58 @@ def audit_several(
         audited[name] = audit_checkpoint(checkpoint, out=out, targets=chosen, progress=progress(name), **options)
         finished(name, audited[name])
     return audited
+
+
+def freeze_probe(
+    images: str | Path,
+    folder: str | Path,
+    *,
+    weights: str | None = None,
+    class_names: str | Path | None = None,
+    targets: str | None = None,
+    tracking_uri: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> ProbeSet:
+    """The probe set of images as an audit would prepare them, written into a folder.
+
+    Args:
+        images: a folder, a file or a glob.
+        folder: of the probe set, empty or absent.
+        weights: published weights, as `torchvision:ResNet50_Weights.IMAGENET1K_V2`, whose preprocessing and class names
+            are taken; the weights themselves are not needed.
+        class_names: file with the names of the classes.
+        targets: as :func:`audit_checkpoint` takes them, "predicted" by default. A RUN's are looked up now, image by
+            image.
+        tracking_uri: where a RUN is looked up.
+        progress: called with (stage, done, total).
+        **options: how images are chosen, prepared and labelled, as :func:`audit_checkpoint` takes it: `preprocess`,
+            `resize`, `crop`, `mean`, `std`, `interpolation`, `labels`, `labels_from_folders`, `skip_broken`,
+            `probe_count`, `display_count`.
+
+    Raises:
+        InterpretError: anything that was given does not exist or does not fit; the message says what.
+    """
+    from interpret.architectures import weights_of
+    from interpret.labels import read_class_names
+    from interpret.probes import write_probe
+
+    notify = progress or (lambda stage, done, total: None)
+    if weights is not None and not weights.startswith("torchvision:"):
+        raise CheckpointError(
+            f"{weights!r} are no published weights; name them as torchvision:ResNet50_Weights.IMAGENET1K_V2"
+        )
+    with tempfile.TemporaryDirectory(prefix="interpret-") as downloads, redirect_stdout(sys.stderr):
+        published = None if weights is None else weights_of(weights)
+        names = None if published is None else published.class_names
+        if class_names is not None:
+            names = read_class_names(class_names)
+        prepared = _load_images(images, published, names, notify, **options)
+        chosen = _targets(targets or "predicted", len(prepared), Path(downloads), tracking_uri)
+        notify("probe set", 0, 1)
+        frozen = write_probe(prepared, folder, targets=chosen, class_names=names)
+        notify("probe set", 1, 1)
+        return frozen
 
 
 def _remove_bundle(folder: Path) -> None:
@@ -334,6 +409,43 @@ def _preprocessing(spec: str | None, framing: Mapping[str, Any], weights: Publis
         known = Preprocessing()
     given = {name: tuple(value) if name in ("mean", "std") else value for name, value in given.items()}
     return dataclasses.replace(known, source="options", name=None, **given)
+
+
+def _load_images(
+    images: str | Path,
+    weights: PublishedWeights | None,
+    class_names: Sequence[str] | None,
+    notify: Progress,
+    *,
+    preprocess: str | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str | None = None,
+    labels: str | Path | None = None,
+    labels_from_folders: bool = False,
+    skip_broken: bool = False,
+    probe_count: int | None = None,
+    display_count: int | None = None,
+) -> ProbeImages:
+    """The images that were asked for, prepared and labelled."""
+    from interpret.images import find_images, load_images
+
+    framing = {"resize": resize, "crop": crop, "mean": mean, "std": std, "interpolation": interpolation}
+    preprocessing = _preprocessing(preprocess, framing, weights)
+    paths = find_images(images)
+    root = Path(images) if Path(images).is_dir() else None
+    return load_images(
+        paths,
+        preprocessing,
+        labels=_labels(paths, root, labels, labels_from_folders, class_names),
+        limit=PROBE_COUNT if probe_count is None else probe_count,
+        display_count=DISPLAY_COUNT if display_count is None else display_count,
+        root=root,
+        skip_broken=skip_broken,
+        progress=lambda done, total: notify("images", done, total),
+    )
 
 
 def _labels(

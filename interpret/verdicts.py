@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from interpret.measures import CallPair, Measures
@@ -19,8 +19,8 @@ def verdict(measures: Measures) -> str:
     `different-architecture`: a call has no counterpart of its type and shapes. `not-comparable`: no weights in one run.
     `identical`: the weights are equal, and outputs on the same images are too. `same-function`: weights differ, outputs
     and representations do not beyond rounding. `localized`: the changed calls lie in one unit (a convolution or linear
-    with its normalization), or one of them exceeds ten times the median change of the changed tensors of its kind.
-    `widespread`: everything else.
+    with its normalization), or one of them exceeds ten times the median change of the other changed tensors of its
+    kind. `widespread`: everything else.
     """
     if not measures.same_architecture:
         return "different-architecture"
@@ -88,23 +88,29 @@ def same_function(measures: Measures) -> bool:
 
 
 def weight_ratios(measures: Measures) -> Mapping[str, float]:
-    """Change of each changed call over the median of the changed tensors of its kind; the largest over its tensors.
+    """Change of each changed call over the median of the other changed tensors of its kind; the largest of its tensors.
 
     Of its kind means: the same tensor ("weight", "running_var", ...) of calls of the same kind. Biases and running
-    statistics change by other amounts than kernels.
+    statistics change by other amounts than kernels. A tensor that is the only changed one of its kind (the classifier
+    of a convolutional network) is held against all other changed tensors of its name; 1 where there is none.
     """
-    groups = _changes_by_kind(measures)
-    typical = {kind: median(positive) for kind, values in groups.items() if (positive := [v for v in values if v > 0])}
-    return {
-        pair.key: max(
-            ((t.change or 0.0) / typical.get(_kind(pair, t), 1.0) for t in changed_tensors(pair.tensors)), default=0.0
-        )
-        for pair in changed_calls(measures)
-    }
+    changed = [(pair, tensor) for pair in changed_calls(measures) for tensor in changed_tensors(pair.tensors)]
+    of_kind: dict[tuple[str, str], list[float]] = defaultdict(list)
+    of_name: dict[str, list[float]] = defaultdict(list)
+    for pair, tensor in changed:
+        if tensor.change:
+            of_kind[_kind(pair, tensor)].append(tensor.change)
+            of_name[tensor.local_name].append(tensor.change)
+    ratios: dict[str, float] = defaultdict(float)
+    for pair, tensor in changed:
+        change = tensor.change or 0.0
+        others = _without(of_kind[_kind(pair, tensor)], change) or _without(of_name[tensor.local_name], change)
+        ratios[pair.key] = max(ratios[pair.key], change / median(others) if others else 1.0)
+    return ratios
 
 
 def standing_out(measures: Measures) -> list[CallPair]:
-    """The calls that exceed ten times the median of their kind, most extreme first."""
+    """The calls that exceed ten times the median of the others of their kind, most extreme first."""
     ratios = weight_ratios(measures)
     found = [pair for pair in changed_calls(measures) if ratios[pair.key] > STANDS_OUT]
     return sorted(found, key=lambda pair: (-ratios[pair.key], pair.call.position))
@@ -121,8 +127,7 @@ def _suspicion(measures: Measures) -> Mapping[str, float]:
     typical = median(everything) if everything else 0.0
 
     def stands_out(pair: CallPair, tensor: TensorPair) -> float:
-        others = list(groups[_kind(pair, tensor)])
-        others.remove(tensor.change or 0.0)
+        others = _without(groups[_kind(pair, tensor)], tensor.change or 0.0)
         scale = typical + (median(others) if others else typical)
         return (tensor.change or 0.0) / scale if scale else 0.0
 
@@ -130,6 +135,14 @@ def _suspicion(measures: Measures) -> Mapping[str, float]:
         pair.key: max((stands_out(pair, tensor) for tensor in changed_tensors(pair.tensors)), default=0.0)
         for pair in changed_calls(measures)
     }
+
+
+def _without(values: Sequence[float], value: float) -> list[float]:
+    """The values but one that is equal to this."""
+    rest = list(values)
+    if value in rest:
+        rest.remove(value)
+    return rest
 
 
 def _changes_by_kind(measures: Measures) -> Mapping[tuple[str, str], list[float]]:

@@ -350,6 +350,7 @@ def bundle(
                 "notes": {},
                 "trust": False,
                 "features": {},
+                "kernels": [],
                 "pictures": [rename(record.key) for record in mapped],
                 "maps": [rename(record.key) for record in mapped],
             },

@@ -3,7 +3,7 @@ import pytest
 
 from bundles import bundle, int8, network, noisy, probe, scaled
 from interpret.measures import measure
-from interpret.measures.alignment import align
+from interpret.measures.alignment import align, common_images
 from interpret.measures.runs import Run
 
 WEIGHTS = network()
@@ -24,8 +24,9 @@ def calls(measures):
 
 
 def test_calls_pair_by_name():
-    first, second = bundle(WEIGHTS), bundle(int8(WEIGHTS))
-    assert all(a.key == b.key and how == "name" for a, b, how in align(first, second))
+    first, second = Run(bundle(WEIGHTS)), Run(bundle(int8(WEIGHTS)))
+    aligned = align(first, second, common_images(first, second))
+    assert all(a.key == b.key and how == "name" for a, b, how in aligned)
 
 
 def test_the_same_architecture_under_other_names_pairs_by_order(reference):
@@ -56,6 +57,54 @@ def test_added_and_removed_calls_keep_their_place():
     added = calls(measures)["layer1.bn"]
     assert (added.reference, added.weights, added.weight_change, added.divergence) == (None, "reshaped", None, None)
     assert not measures.same_architecture
+
+
+DEEPER = network(widths=(8, 12, 14, 16, 24))
+
+
+@pytest.mark.parametrize("rename", [lambda key: key, lambda key: f"net.{key}"], ids=["names mislead", "other names"])
+def test_networks_without_names_in_common_pair_by_similarity(reference, rename):
+    """Of the pairs of a kind, in order on both sides, no better ones: checked against all by dynamic programming."""
+    other = Run(bundle(DEEPER, rename=rename))
+    measures = measure(reference, other)
+    pairs = [pair for pair in measures.calls if pair.presence == "paired"]
+    assert {pair.aligned_by for pair in pairs} == {"similarity"}
+    assert all(pair.reference.kind == pair.other.kind for pair in pairs)
+    assert all(pair.cka > pair.cka_p95 for pair in pairs)
+    places = [(pair.reference.position, pair.other.position) for pair in pairs]
+    assert places == sorted(places)
+    assert len({there for _, there in places}) == len(places)
+    assert (pairs[0].key, pairs[0].other.key) == ("conv1", rename("conv1"))
+    assert len(measures.calls) == len(reference.calls) + len(other.calls) - len(pairs)
+    added = [pair.other.position for pair in measures.calls if pair.presence == "added"]
+    assert added == sorted(added)
+    assert not measures.same_architecture
+
+
+def test_a_layer_more_or_another_head_still_pairs_by_name(reference):
+    for weights in (network(widths=(8, 12, 16, 24, 24)), network(classes=7)):
+        measures = against(reference, weights)
+        assert {pair.aligned_by for pair in measures.calls if pair.presence == "paired"} == {"name"}
+        assert all(pair.key == pair.other.key for pair in measures.calls if pair.presence == "paired")
+
+
+def test_calls_that_only_chance_would_pair_have_no_counterpart(reference):
+    rng = np.random.default_rng(1)
+
+    def unrelated(content):
+        features = rng.normal(size=(len(content["layers"]["gram"]), 16, 400))
+        features -= features.mean(1, keepdims=True)
+        grams = features @ features.swapaxes(1, 2)
+        content["layers"]["gram"] = grams[:, *np.triu_indices(16)].astype(np.float32)
+
+    measures = measure(reference, Run(bundle(DEEPER, rename=lambda key: f"net.{key}", edit=unrelated)))
+    pairs = [pair for pair in measures.calls if pair.presence == "paired"]
+    assert len(pairs) <= 4, "of 20 calls, at chance"
+
+
+def test_without_common_images_names_are_all_there_is(reference):
+    measures = measure(reference, Run(bundle(DEEPER, images=probe(16, seed=4))))
+    assert {pair.aligned_by for pair in measures.calls if pair.presence == "paired"} == {"name"}
 
 
 def test_a_call_added_before_the_first_comes_first():

@@ -15,6 +15,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "evidence": ({"errors"}, {"numpy"}),
     "functional.cam": ({"errors"}, {"torch"}),
     "functional.similarity": ({"errors"}, {"numpy", "scipy"}),
+    "functional.matching": (set(), {"numpy", "scipy"}),
     "functional.statistics": ({"errors"}, {"numpy"}),
     "functional.faithfulness": ({"errors"}, {"numpy", "scipy"}),
     "functional.agreement": ({"errors"}, {"numpy", "scipy"}),
@@ -59,10 +60,13 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         },
         {"torch", "numpy"},
     ),
+    "probes": ({"errors", "evidence", "targets", "images", "auditing"}, {"torch", "numpy"}),
     "measures": ({"errors", "evidence", "functional"}, {"numpy"}),
     "verdicts": ({"measures"}, set()),
     "findings": ({"errors", "evidence", "measures", "verdicts"}, set()),
     "comparison": ({"errors", "evidence", "functional", "measures", "verdicts", "findings"}, {"numpy"}),
+    "policies": ({"errors", "evidence", "measures", "findings", "comparison"}, set()),
+    "junit": ({"evidence", "policies"}, set()),
     "drawing": ({"errors", "evidence"}, {"numpy", "PIL", "matplotlib"}),
     "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe"}),
     "fonts": (set(), {"fontTools"}),
@@ -78,7 +82,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
     "sources": (
         {"errors", "evidence", "architectures", "checkpoint", "loading", "preprocessing", "images", "labels", "hooks"}
-        | {"specs", "tracing", "maps", "auditing", "tracking", "publishing"},
+        | {"specs", "tracing", "maps", "auditing", "probes", "tracking", "publishing"},
         {"torch", "numpy"},
     ),
     "publishing": (
@@ -92,7 +96,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "cli": (
         {"errors", "evidence", "sources", "publishing", "auditing", "tracking", "comparison", "findings", "reporting"}
-        | {"demonstration", "functional", "images", "checkpoint", "tracing"},
+        | {"demonstration", "functional", "images", "checkpoint", "tracing", "policies", "junit"},
         {"click", "rich"},
     ),
 }  # fmt: skip
@@ -165,7 +169,7 @@ def imported_by(code: str) -> set[str]:
     [
         ("import interpret", {"torch", "mlflow", "numpy", "jinja2"}),
         ("import interpret; interpret.read_evidence", {"torch", "mlflow"}),
-        ("import interpret; interpret.compare", {"torch", "mlflow"}),
+        ("import interpret; interpret.compare; interpret.check_policy", {"torch", "mlflow"}),
         ("import interpret; interpret.write_report; interpret.kernel_image", {"torch", "mlflow", "weasyprint"}),
         ("import interpret; interpret.audit; interpret.class_activation_maps", {"mlflow", "weasyprint", "jinja2"}),
     ],

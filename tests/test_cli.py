@@ -22,7 +22,7 @@ from interpret.evidence import read_evidence
 # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
 
-COMMANDS = ("audit", "demo", "diff", "layers", "report", "show")
+COMMANDS = ("audit", "check", "demo", "diff", "layers", "probe", "report", "show")
 
 NET = """
 from torch import nn

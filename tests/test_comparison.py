@@ -9,6 +9,7 @@ import pytest
 from bundles import bundle, int8, network, noisy, permuted, probe, scaled, zeroed_filters
 from interpret.comparison import compare
 from interpret.errors import EvidenceError, InterpretError
+from interpret.findings.advice import ADVICE
 
 WEIGHTS = network()
 DAMAGED = zeroed_filters(int8(WEIGHTS), "layer2.conv.weight", share=0.3)
@@ -61,7 +62,7 @@ def test_the_shape_that_users_rely_on(content):
     assert promised <= set(content["predictions"]["int8"])
     assert set(content["verdict"].values()) <= VERDICTS
     for finding in content["findings"]:
-        assert set(finding) == {"severity", "run", "layer", "rule", "message"}
+        assert set(finding) == {"severity", "run", "layer", "rule", "message", "meaning", "next", "place"}
 
 
 def test_the_reference_appears_with_its_own_values(content, comparison):
@@ -143,6 +144,9 @@ def test_findings_name_their_runs_and_the_worst_comes_first(content):
         "layer": "layer2.conv",
         "rule": "layers-stand-out",
         "message": content["findings"][0]["message"],
+        "meaning": ADVICE["layers-stand-out"].meaning,
+        "next": ADVICE["layers-stand-out"].next,
+        "place": "chapters",
     }
     assert {finding["run"] for finding in content["findings"]} <= {"float", "int8", "damaged", "again"}
 

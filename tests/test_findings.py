@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -14,9 +16,11 @@ from bundles import (
     with_changes,
     zeroed_filters,
 )
-from interpret.findings import SEVERITIES, Finding, findings_between, findings_of
+from interpret.findings import RULES, RUN_RULES, SEVERITIES, Finding, findings_between, findings_of
+from interpret.findings.advice import ADVICE
 from interpret.measures import measure
 from interpret.measures.runs import Run
+from interpret.sections import SECTIONS
 from interpret.verdicts import verdict
 
 WEIGHTS = network()
@@ -77,7 +81,10 @@ def test_the_same_function(reference):
     (finding,) = said(found, "same-function-other-weights")
     assert finding.message.startswith("The weights of 3 calls differ (most in layer2.")
     assert "but the function does not: on the 16 common images" in finding.message
-    assert finding.message.endswith("The channels of a layer were reordered.")
+    assert finding.message.endswith(
+        "The channels of a layer were reordered: 15 filters of layer2.conv.weight are other filters of the reference, "
+        "bit for bit."
+    )
     measures = against(reference, scaled(WEIGHTS, "layer3.bn.weight", 1 + 2e-7), noise=1e-6)
     (finding,) = said(findings_between(measures, "run"), "same-function-other-weights")
     assert finding.message.endswith("The change stays below what rounding does.")
@@ -94,10 +101,78 @@ def test_one_unit(reference):
     assert "(3 of 12 filters of layer1.conv.weight)" in finding.message
 
 
+def test_every_rule_says_what_it_means(reference):
+    rules = {rule.__name__.replace("_", "-") for rule in (*RUN_RULES, *RULES)}
+    assert rules == set(ADVICE)
+    places = {section.id for section in SECTIONS}
+    for advice in ADVICE.values():
+        assert advice.place in places
+        assert advice.meaning.endswith(".")
+        assert advice.next.endswith((".", "?"))
+    found = findings_between(against(reference, PRUNED), "run")[0].to_dict()
+    assert set(found) == {"severity", "run", "layer", "rule", "message", "meaning", "next", "place"}
+
+
+def test_running_statistics_alone(reference):
+    weights = {**WEIGHTS}
+    for bn in ("bn1", "layer2.bn"):
+        weights[f"{bn}.running_var"] = WEIGHTS[f"{bn}.running_var"] * 2
+    found = said(findings_between(against(reference, weights), "run"), "batchnorm-statistics-changed")
+    assert "Only running statistics changed (running_var), in 2 calls, most in" in found[0].message
+    assert "by 100 %" in found[0].message
+    weights["layer1.bn.bias"] = WEIGHTS["layer1.bn.bias"] + 1
+    assert not said(findings_between(against(reference, weights), "run"), "batchnorm-statistics-changed")
+
+
+def flipped(content):
+    content["predictions"]["logits"] = np.roll(content["predictions"]["logits"], 1, axis=1)
+
+
+def test_flips_though_everything_is_alike(reference):
+    found = said(findings_between(against(reference, edit=flipped), "run"), "flips-though-alike")
+    assert found[0].message == (
+        "16 predictions changed although the representations agree at every call (debiased CKA at least 1.000)."
+    )
+    redrawn_stem = redrawn(WEIGHTS, "conv1.weight")
+    assert not said(findings_between(against(reference, redrawn_stem), "run"), "flips-though-alike")
+
+
+def test_where_flips_begin(reference):
+    measures = against(reference, edit=flipped)
+    flips = [dataclasses.replace(flip, leaves_at=key) for flip, key in zip(
+        measures.predictions.flips, ["relu", "fc", "fc", None, "fc"] + [None] * 11, strict=True
+    )]  # fmt: skip
+    measures = dataclasses.replace(measures, predictions=dataclasses.replace(measures.predictions, flips=tuple(flips)))
+    (finding,) = said(findings_between(measures, "run"), "where-flips-begin")
+    assert finding.layer == "fc"
+    assert finding.message.startswith("Of 16 images whose prediction changed 3 leave the others first at fc")
+
+
+def test_untrained_weights():
+    """What initialisations leave is recognised; one trained tensor of a normalization, or other kernels, are not."""
+    rng = np.random.default_rng(3)
+    weights = network()
+    for name, array in weights.items():
+        if name.endswith("conv.weight"):
+            weights[name] = rng.normal(0, np.sqrt(2 / (9 * array.shape[0])), array.shape).astype(np.float32)
+        if ".bn." in name or name.startswith("bn1"):
+            weights[name] = np.full_like(array, float(name.endswith(("weight", "running_var"))))
+    (finding,) = said(findings_of(bundle(weights)), "untrained-weights")
+    assert finding.message.startswith(
+        "The weights look untrained: 2 of 2 large kernels have mean and standard deviation"
+    )
+    assert "8 of 8 tensors of normalizations are still all 1 or 0" in finding.message
+    trained = {**weights, **{name: WEIGHTS[name] for name in WEIGHTS if ".bn." in name}}
+    assert not said(findings_of(bundle(trained)), "untrained-weights")
+    wider = {**weights, **{f"layer{n}.conv.weight": weights[f"layer{n}.conv.weight"] * 3 for n in (1, 2, 3)}}
+    assert not said(findings_of(bundle(wider)), "untrained-weights")
+
+
 def test_the_head(reference):
     changed = {**WEIGHTS, "fc.weight": redrawn(WEIGHTS, "fc.weight")["fc.weight"]}
     measures = against(reference, changed)
-    (finding,) = said(findings_between(measures, "run"), "one-unit-changed")
+    (finding,) = said(findings_between(measures, "run"), "head-changed-only")
+    assert not said(findings_between(measures, "run"), "one-unit-changed")
     assert finding.message.startswith("Only the head fc changed, by about 1")
     assert f"top-1 agreement with the reference is {measures.predictions.top1_agreement:.2f}" in finding.message
 
@@ -130,6 +205,20 @@ def test_zeroed_filters(reference):
     assert len(found) == 4
     assert found[-1].message == "Filters became exactly zero in 2 further tensors, too."
     assert not said(findings_between(measure(Run(bundle(PRUNED)), reference), "run"), "zeroed-filters")
+
+
+def test_single_weights_pruned(reference):
+    weights = dict(WEIGHTS)
+    for name, share in (("conv1.weight", 0.3), ("layer2.conv.weight", 0.5), ("layer3.conv.weight", 0.02)):
+        array = WEIGHTS[name].copy()
+        array[np.abs(array) < np.quantile(np.abs(array), share)] = 0
+        weights[name] = array
+    (finding,) = said(findings_between(against(reference, weights), "run"), "sparse-weights")
+    assert finding.layer == "layer2.conv"
+    assert finding.message == (
+        "Single weights became exactly zero in 2 tensors, most in layer2.conv.weight: 50 % of its entries."
+    )
+    assert not said(findings_between(against(reference, PRUNED), "run"), "sparse-weights")
 
 
 def distinct(values):
@@ -203,18 +292,18 @@ def test_another_type_is_another_architecture(reference):
     assert finding.message == "The architectures differ: 1 call of another type (first: relu)."
 
 
-@pytest.mark.parametrize(("count", "severity"), [(3, "warning"), (6, "notice")])
-def test_few_images(count, severity):
+@pytest.mark.parametrize("count", [3, 6])
+def test_few_images(count):
     images = probe(count)
     (finding,) = said(findings_of(bundle(WEIGHTS, images=images)), "few-images")
-    assert finding.severity == severity
+    assert finding.severity == ("warning" if count < 4 else "notice")
     measures = measure(Run(bundle(WEIGHTS, images=images)), Run(bundle(WEIGHTS, images=images)))
     (finding,) = said(findings_between(measures, "run"), "few-common-images")
-    assert finding.severity == severity
+    assert finding.severity == "warning"
 
 
 def test_what_was_not_compared_is_said(reference):
-    found = said(findings_between(against(reference, images=probe(16, seed=4)), "run"), "not-compared")
+    found = said(findings_between(against(reference, images=probe(16, seed=4)), "run"), "probe-mismatch")
     assert found[0].message == "Activations and predictions need at least two images that both runs saw."
 
 

@@ -49,6 +49,48 @@ def features(weights, key, images=IMAGES):
 # Weights
 
 
+def reordered_stem(weights, seed=0):
+    """The first convolution's filters in another order, here and in the next layer's kernels: the same function."""
+    order = np.random.default_rng(seed).permutation(len(weights["conv1.weight"]))
+    parts = ("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var")
+    moved = {name: weights[name][order] for name in parts}
+    return {**weights, **moved, "layer1.conv.weight": weights["layer1.conv.weight"][:, order]}, order
+
+
+def test_kernels_in_another_order_are_found_again(reference):
+    weights, order = reordered_stem(WEIGHTS)
+    weights["conv1.weight"] = noisy(weights, 0.02)["conv1.weight"]
+    pair = calls(against(reference, weights))["conv1"]
+    assert pair.kernels.by == "cosine"
+    assert np.array_equal(order[pair.kernels.order], np.arange(8))
+    assert pair.kernels.matched > 0.999 - 0.02 > pair.kernels.null
+    assert calls(against(reference))["conv1"].kernels is None, "equal kernels need no matching"
+    assert calls(against(reference, int8(WEIGHTS)))["conv1"].kernels.by == "index"
+    assert calls(against(reference, network(seed=5)))["conv1"].kernels.by is None
+
+    def cut(content):
+        content["kernels"]["conv1.weight"] = content["kernels"]["conv1.weight"][:4]
+
+    assert calls(against(reference, int8(WEIGHTS), edit=cut))["conv1"].kernels is None, "kept in part only"
+
+
+def test_filters_that_only_moved_are_counted(reference):
+    weights, order = reordered_stem(WEIGHTS)
+    (tensor,) = calls(against(reference, weights))["conv1"].tensors
+    assert tensor.moved_filters == tuple(np.flatnonzero(order != np.arange(8)))
+    zeroed = calls(against(reference, zeroed_filters(WEIGHTS, "conv1.weight", share=0.5)))["conv1"].tensors[0]
+    assert (len(zeroed.zeroed_filters), zeroed.moved_filters) == (4, ())
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3])
+def test_the_cosine_is_that_of_the_tensors(reference, share):
+    changed = noisy(WEIGHTS, share)
+    (tensor,) = calls(against(reference, changed))["layer2.conv"].tensors
+    w, v = WEIGHTS["layer2.conv.weight"].ravel(), changed["layer2.conv.weight"].ravel()
+    assert tensor.cosine == pytest.approx(w @ v / np.linalg.norm(w) / np.linalg.norm(v), abs=0.06 * share**2 + 1e-6)
+    assert calls(against(reference))["layer2.conv"].tensors[0].cosine == 1.0
+
+
 def test_equal_values_change_by_exactly_zero(reference):
     measures = against(reference)
     for pair in measures.calls:
@@ -170,6 +212,20 @@ def test_the_first_divergence_is_the_tampered_call_and_nothing_before_moves(refe
     place = [pair.key for pair in measures.calls].index(key)
     assert all(pair.divergence == 0 for pair in measures.calls[:place])
     assert measures.calls[place].diverges
+
+
+def test_the_second_opinion_and_the_amplification(reference):
+    measures = against(reference, redrawn(WEIGHTS, "layer2.conv.weight"))
+    before = 0.0
+    for pair in measures.calls:
+        grams = [similarity.gram(features(w, pair.key)) for w in (WEIGHTS, redrawn(WEIGHTS, "layer2.conv.weight"))]
+        assert pair.neighbours == pytest.approx(float(similarity.mutual_neighbours(*grams)))
+        distance = 1 - pair.cka
+        assert pair.log_amplification == pytest.approx(np.log((distance + 1e-5) / (before + 1e-5)), abs=1e-9)
+        before = distance
+    most = max(measures.calls, key=lambda pair: pair.log_amplification)
+    assert most.key == "layer2.conv"
+    assert calls(measures)["layer1.conv"].neighbours == 1.0 > calls(measures)["layer2.conv"].neighbours
 
 
 def test_reordered_channels_move_means_but_no_gram(reference):
@@ -369,6 +425,29 @@ def test_predictions_by_hand():
     ]
 
 
+def test_a_flipped_image_leaves_the_others_where_it_moved(reference):
+    """From layer2.conv on one image's row of the Gram moved by half; all images moved by 1 % from conv1 on."""
+    image, start = 6, "layer2.conv"
+
+    def put(content):
+        keys = [call.key for call in content["manifest"]["calls"]]
+        place = np.zeros((16, 16), int)
+        place[np.triu_indices(16)] = np.arange(136)
+        place = np.maximum(place, place.T)
+        content["layers"]["gram"] = content["layers"]["gram"] * np.float32(1.01)
+        for position in range(keys.index(start), len(keys)):
+            content["layers"]["gram"][position, place[image]] *= np.float32(1.5)
+        content["predictions"]["logits"][image] = np.roll(content["predictions"]["logits"][image], 1)
+
+    found = against(reference, edit=put).predictions
+    assert [(flip.name, flip.leaves_at) for flip in found.flips] == [("image_06.png", start)]
+
+    def flip_alone(content):
+        content["predictions"]["logits"][image] = np.roll(content["predictions"]["logits"][image], 1)
+
+    assert [flip.leaves_at for flip in against(reference, edit=flip_alone).predictions.flips] == [None]
+
+
 def test_without_labels_there_are_no_flips(reference):
     found = against(reference, noisy(WEIGHTS, 0.3)).predictions
     assert (found.labelled, found.negative_flips, found.positive_flips, found.accuracy) == (0, None, None, None)
@@ -415,6 +494,17 @@ def test_health_reads_every_statistic(reference):
     assert bn.leverage == pytest.approx(float(similarity.leverage(gram)), rel=1e-5)
     assert bn.noise_floor == 1e-8
     json.dumps([dataclasses.asdict(row) for row in reference.health], allow_nan=False)
+
+
+def test_effective_rank_is_that_of_the_features(reference):
+    for health in reference.health:
+        x = features(WEIGHTS, health.call.key)
+        values = np.linalg.svd(x - x.mean(0), compute_uv=False) ** 2
+        share = values[values > 0] / values.sum()
+        assert health.effective_rank == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+        assert health.effective_rank <= 15
+    ends = [call.stage_end for call in reference.calls]
+    assert [health.stage for health in reference.health] == [sum(ends[:place]) for place in range(len(ends))]
 
 
 def test_mean_cka_of_several_runs(reference):

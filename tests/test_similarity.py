@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +7,7 @@ from hypothesis import strategies as st
 
 from interpret.functional.similarity import (
     centre,
+    chance_p95,
     cka_matrix,
     cka_vectors,
     effective_rank,
@@ -14,9 +17,13 @@ from interpret.functional.similarity import (
     leverage,
     linear_cka,
     mean_change,
+    monotone_alignment,
+    mutual_neighbours,
     permutation_p95,
     relative,
+    row_changes,
     sketch_change,
+    sketch_cosine,
     u_centre,
     unpack_gram,
 )
@@ -231,3 +238,99 @@ def test_effective_rank_oracle_and_bound():
 def test_leverage_by_hand():
     assert float(leverage(np.diag([1.0, 3.0, 1.0]))) == pytest.approx(0.6)
     assert np.isnan(leverage(np.zeros((3, 3))))
+
+
+# Neighbours
+
+
+def neighbours_by_hand(x, y, k):
+    """From the features, image by image."""
+    shared = []
+    for i in range(len(x)):
+        sets = []
+        for features in (x, y):
+            distance = [np.linalg.norm(features[i] - features[j]) for j in range(len(x))]
+            sets.append({j for _, j in sorted((d, j) for j, d in enumerate(distance) if j != i)[:k]})
+        shared.append(len(sets[0] & sets[1]) / k)
+    return np.mean(shared)
+
+
+def test_mutual_neighbours_oracle():
+    assert mutual_neighbours(gram(X), gram(Y), 3) == pytest.approx(1 / 3, abs=1e-12)
+    x, y = noise(1, 24, 6), noise(2, 24, 5)
+    y[:, :3] += x[:, :3]
+    assert mutual_neighbours(gram(x), gram(y)) == pytest.approx(neighbours_by_hand(x, y, 5), abs=1e-12)
+    assert mutual_neighbours(gram(x), gram(x)) == 1.0
+
+
+def test_one_outlier_moves_no_neighbours_and_unrelated_images_share_few():
+    x, y = noise(3, 64, 512), noise(4, 64, 512)
+    x[0] += 1000
+    y[0] += 1000
+    many = [mutual_neighbours(gram(noise(seed, 64, 16)), gram(noise(seed + 100, 64, 16))) for seed in range(20)]
+    assert mutual_neighbours(gram(x), gram(y)) < 0.2
+    assert np.mean(many) == pytest.approx(5 / 63, abs=0.015)
+
+
+def test_neighbours_that_cannot_be_computed():
+    stack = np.stack([gram(X), np.zeros((10, 10)), np.full((10, 10), np.nan)])
+    assert np.isnan(mutual_neighbours(stack, np.stack([gram(X)] * 3))).tolist() == [False, True, True]
+    assert np.isnan(mutual_neighbours(gram(X[:3]), gram(X[:3])))
+
+
+# Alignment
+
+
+@given(st.integers(1, 6), st.integers(1, 6), seeds)
+@settings(max_examples=60, deadline=None)
+def test_the_alignment_is_the_best_of_all(rows, columns, seed):
+    scores = noise(seed, rows, columns)
+    found = monotone_alignment(scores)
+
+    def best(row, column):
+        """Every choice, recursively."""
+        if row == rows or column == columns:
+            return 0.0
+        return max(
+            best(row + 1, column), best(row, column + 1), best(row + 1, column + 1) + max(scores[row, column], 0.0)
+        )
+
+    assert sum(scores[pair] for pair in found) == pytest.approx(best(0, 0), abs=1e-12)
+    assert all(scores[pair] > 0 for pair in found)
+    for (row, column), (next_row, next_column) in itertools.pairwise(found):
+        assert row < next_row
+        assert column < next_column
+
+
+def test_what_is_not_a_number_is_never_paired():
+    assert monotone_alignment(np.array([[np.nan, 0.5], [0.2, np.nan]])) == [(0, 1)]
+
+
+@pytest.mark.parametrize("count", [16, 64])
+def test_chance_in_closed_form_is_that_of_shuffles(count):
+    first, second = gram(noise(5, count, 40)), gram(noise(6, count, 40))
+    shuffled = permutation_p95(first, second, permutations=3000)
+    assert chance_p95(count) == pytest.approx(float(shuffled), rel=0.12)
+    assert np.isnan(chance_p95(3))
+
+
+# Cosine and rows
+
+
+def test_the_cosine_follows_from_change_and_norms():
+    w = noise(7, 5, 300)
+    v = w + noise(8, 5, 300) * np.array([[0.0], [0.01], [0.3], [2.0], [10.0]])
+    norms = np.linalg.norm(w, axis=1), np.linalg.norm(v, axis=1)
+    change = np.linalg.norm(v - w, axis=1) / norms[0]
+    exact = (w * v).sum(1) / norms[0] / norms[1]
+    assert sketch_cosine(change, *norms) == pytest.approx(exact, abs=1e-12)
+    assert np.isnan(sketch_cosine(np.array([1.0]), np.array([0.0]), np.array([1.0])))
+    # an error of 2.2 % in the change of unrelated tensors is one of 0.044 / 2 x (1 + 1) in the cosine
+    assert abs(sketch_cosine(np.sqrt([2.0]) * 1.022, np.ones(1), np.ones(1))[0]) < 0.05
+
+
+def test_row_changes_are_those_of_the_rows():
+    k, other = gram(X), gram(Y)
+    expected = [np.linalg.norm(k[i] - other[i]) / np.linalg.norm(k[i]) for i in range(10)]
+    assert row_changes(k, other) == pytest.approx(np.array(expected), abs=1e-12)
+    assert np.isnan(row_changes(k, np.full_like(k, np.nan))).all()

@@ -170,9 +170,22 @@ def test_ten_times_the_median_singles_out(reference, changes, expected):
 
 def test_the_ratio_counts_changed_tensors_of_the_same_kind_only(reference):
     measures = with_changes(against(reference, int8(WEIGHTS)), [0.0, 0.0, 0.0, 0.01, 0.02, 0.03])
-    assert weight_ratios(measures) == pytest.approx({"c3": 0.5, "c4": 1, "c5": 1.5})
+    assert weight_ratios(measures) == pytest.approx({"c3": 0.4, "c4": 1, "c5": 2})
     noise = against(reference, noisy(WEIGHTS, 0.01))
     assert max(weight_ratios(noise).values()) < 1.2
+
+
+def test_the_only_one_of_its_kind_is_held_against_the_others_of_its_name(reference):
+    """The classifier of a convolutional network, and one of two convolutions, under noise everywhere."""
+    noise = noisy(WEIGHTS, 0.01)
+    for name in ("fc.weight", "layer2.conv.weight"):
+        measures = against(reference, {**noise, **redrawn(noise, name)})
+        assert verdict(measures) == "localized"
+        assert ranking(measures)[0] == name.removesuffix(".weight")
+        assert weight_ratios(measures)[name.removesuffix(".weight")] > 50
+    assert verdict(against(reference, noise)) == "widespread"
+    alone = weight_ratios(against(reference, redrawn(WEIGHTS, "fc.weight")))
+    assert alone == {"fc": 1.0}, "nothing else changed to hold it against"
 
 
 def test_every_case_ends_in_a_verdict_that_is_known():

@@ -41,6 +41,7 @@ class Setting:
         seed: of everything random.
         trust: whether maps are put to the test.
         features: patterns of calls, and of each the channels whose features are shown.
+        kernels: keys of the calls whose kernels are kept whole.
         normalization: mean and standard deviation per channel that turn pictures in [0, 1] into the network's input.
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
     """
@@ -57,6 +58,7 @@ class Setting:
     seed: int
     trust: bool
     features: tuple[tuple[str, tuple[int, ...]], ...]
+    kernels: frozenset[str]
     normalization: tuple[tuple[float, ...], tuple[float, ...]]
     forward: Forward | None
 

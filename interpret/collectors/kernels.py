@@ -15,7 +15,7 @@ DEPTHWISE_FILTERS = 64
 
 
 class Kernels(Collector):
-    """Keeps a fixed corner of every convolution's weight, so that any two runs show the same kernels."""
+    """Keeps a fixed corner of every convolution's weight, so that any two runs show the same kernels; all if asked."""
 
     name = "kernels"
 
@@ -29,7 +29,8 @@ class Kernels(Collector):
                 # the weight that runs: parametrized and pruned convolutions hold others in their state
                 weight = module.weight.detach().float().cpu().numpy()
                 depthwise = module.groups == module.in_channels > 1
-                kept[f"{call.name}.weight".removeprefix(".")] = _corner(weight, depthwise)
+                whole = call.key in self.setting.kernels
+                kept[f"{call.name}.weight".removeprefix(".")] = weight if whole else _corner(weight, depthwise)
         return arrays("kernels", kept, "" if kept else "the model has no convolution")
 
 

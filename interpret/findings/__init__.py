@@ -2,16 +2,18 @@
 
 A rule is one function that yields (severity, call key or None, sentence); its name in the report is the function's
 name. `RUN_RULES` in `alone` look at one run, `RULES` in `compared` at a run and its reference. Add a rule: write the
-function, put it in its tuple.
+function, put it in its tuple, and say in `advice` what it means.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from interpret.evidence import Evidence
+from interpret.findings.advice import ADVICE, Advice
 from interpret.findings.alone import RUN_RULES
 from interpret.findings.compared import RULES
 from interpret.findings.wording import Draft
@@ -40,6 +42,15 @@ class Finding:
     layer: str | None
     rule: str
     message: str
+
+    @property
+    def advice(self) -> Advice:
+        """What it means, what to look at next, and where."""
+        return ADVICE[self.rule]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding and its advice, for JSON."""
+        return dataclasses.asdict(self) | dataclasses.asdict(self.advice)
 
 
 def findings_of(evidence: Evidence | Run, label: str | None = None) -> tuple[Finding, ...]:

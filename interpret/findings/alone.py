@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
+from interpret.evidence import TensorRecord
 from interpret.findings.wording import FEW_IMAGES, MANY_UNITS, SHOWN, Draft, few, number_of, percent
 from interpret.measures.explanations import (
     INPUT,
     INSENSITIVE,
-    map_states,
     trust_calls,
     trust_methods,
     unmoved,
@@ -18,6 +19,9 @@ from interpret.measures.runs import Run
 
 BATCHNORM_DRIFT = 1.0  # |ln variance ratio| or |z| at the first BatchNorm; the right preprocessing stays below 0.4
 DOMINANT_IMAGE = 0.25
+LARGE_KERNEL = 1000  # entries from which mean and standard deviation tell an initialisation from chance
+FRESH_SHARE = 0.8
+TRUNCATED = 0.8796  # standard deviation of a normal distribution cut off at two of its own
 DECISIVE_IMAGES = 5  # fewer wins out of as many images are possible by chance: 1 / 2^4 > 0.05
 
 
@@ -56,6 +60,51 @@ def preprocessing_mismatch(run: Run) -> Iterator[Draft]:
             f"{z:.2f} (both should be under 1). Check mean, standard deviation and value range of the preprocessing; "
             "the order of the colours is not seen here.",
         )
+
+
+def untrained_weights(run: Run) -> Iterator[Draft]:
+    """Weights as an initialisation leaves them: kernels drawn anew, normalizations at 1 and 0."""
+    kernels = [tensor for tensor in run.evidence.tensors if tensor.filters and tensor.entries >= LARGE_KERNEL]
+    fresh = [tensor for tensor in kernels if _looks_drawn(tensor)]
+    norms = _normalization_tensors(run)
+    untouched = [tensor for tensor, value in norms if tensor.minimum == tensor.maximum == value]
+    if len(kernels) < 2 or len(fresh) < FRESH_SHARE * len(kernels) or len(untouched) < FRESH_SHARE * len(norms):
+        return
+    beside = f", and {len(untouched)} of {len(norms)} tensors of normalizations are still all 1 or 0" if norms else ""
+    yield (
+        "warning",
+        None,
+        f"The weights look untrained: {len(fresh)} of {number_of(len(kernels), 'large kernel')} have mean and standard "
+        f"deviation of a usual initialisation of their shape{beside}.",
+    )
+
+
+def _looks_drawn(tensor: TensorRecord) -> bool:
+    """Whether mean and standard deviation are those of a usual initialisation, within four standard errors."""
+    if not tensor.standard_deviation or tensor.mean is None:
+        return False
+    receptive = math.prod(tensor.shape[2:])
+    fan_in, fan_out = tensor.shape[1] * receptive, tensor.shape[0] * receptive
+    # uniform in +-1/sqrt(fan in), torch's own; He by fan in and fan out; Glorot; the 0.02 and 0.01 of transformers, VGG
+    expected = [(3 * fan_in) ** -0.5, (2 / fan_in) ** 0.5, (2 / fan_out) ** 0.5, (2 / (fan_in + fan_out)) ** 0.5]
+    error = (2 * tensor.entries) ** -0.5
+    centred = abs(tensor.mean) < 4 * tensor.standard_deviation / tensor.entries**0.5
+    return centred and any(
+        abs(tensor.standard_deviation / value - 1) < 4 * error for value in (*expected, 0.02, 0.01, 0.02 * TRUNCATED)
+    )
+
+
+def _normalization_tensors(run: Run) -> list[tuple[TensorRecord, float]]:
+    """The learned scales and shifts of normalizations, with the value that an initialisation gives them."""
+    kinds = {call.key: call.kind for call in run.calls}
+    values = {"weight": 1.0, "bias": 0.0}
+    return [
+        (tensor, values[name])
+        for tensor in run.evidence.tensors
+        if tensor.call is not None
+        and kinds[tensor.call] == "normalization"
+        and (name := tensor.name.rpartition(".")[2]) in values
+    ]
 
 
 def few_images(run: Run) -> Iterator[Draft]:
@@ -183,7 +232,7 @@ def maps_insensitive_to_weights(run: Run) -> Iterator[Draft]:
 def _counted(run: Run, state: int) -> str:
     """How many maps of which methods are in a state, most first; empty where none is."""
     rows = []
-    for method, by_call in map_states(run.evidence).items():
+    for method, by_call in run.map_states.items():
         total = sum(found.size for found in by_call.values())
         number = sum(int((found == state).sum()) for found in by_call.values())
         if number:
@@ -194,6 +243,7 @@ def _counted(run: Run, state: int) -> str:
 RUN_RULES: tuple[Callable[[Run], Iterator[Draft]], ...] = (
     non_finite_values,
     preprocessing_mismatch,
+    untrained_weights,
     few_images,
     zero_filters,
     dead_units,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import median
 
@@ -25,6 +26,8 @@ from interpret.verdicts import (
 INT8_VALUES = 256
 SAME_MAPS = 0.98  # Pearson correlation; int8 everywhere stays above
 CHURN = 0.1
+ALIKE = 0.99  # debiased CKA from which two representations count as alike
+RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 def identical(measures: Measures) -> Iterator[Draft]:
@@ -71,8 +74,16 @@ def same_function_other_weights(measures: Measures) -> Iterator[Draft]:
     else:
         what = f"Tensors that belong to no call differ ({len(changed_tensors(measures.unused))})"
     outputs = "" if measures.predictions is None else f", of the logits {small(measures.predictions.logit_change)}"
+    reordered = [tensor for pair in changed for tensor in changed_tensors(pair.tensors) if tensor.moved_filters]
     moved = any(pair.mean_change is not None and pair.mean_change > pair.threshold for pair in measures.calls)
-    why = "The channels of a layer were reordered" if moved else "The change stays below what rounding does"
+    if reordered:
+        most_moved = max(reordered, key=lambda tensor: len(tensor.moved_filters))
+        why = (
+            f"The channels of a layer were reordered: {len(most_moved.moved_filters)} filters of {most_moved.name} "
+            "are other filters of the reference, bit for bit"
+        )
+    else:
+        why = "The channels of a layer were reordered" if moved else "The change stays below what rounding does"
     yield (
         "notice",
         None,
@@ -81,22 +92,25 @@ def same_function_other_weights(measures: Measures) -> Iterator[Draft]:
     )
 
 
+def head_changed_only(measures: Measures) -> Iterator[Draft]:
+    """Only the classifier differs: the features are the reference's."""
+    head = _head(measures)
+    if head is None or verdict(measures) != "localized" or not _one_unit(measures) or changed_calls(measures) != [head]:
+        return
+    found = measures.predictions
+    effect = "" if found is None else f"; top-1 agreement with the reference is {found.top1_agreement:.2f}"
+    yield (
+        "warning",
+        head.key,
+        f"Only the head {head.key} changed, by about {percent(head.weight_change or 0.0)}; "
+        f"all layers before it are equal{effect}.",
+    )
+
+
 def one_unit_changed(measures: Measures) -> Iterator[Draft]:
     """The changed calls lie in one unit: all else is equal, bit for bit."""
     changed = changed_calls(measures)
-    one = len({pair.call.unit for pair in changed}) == 1 and not changed_tensors(measures.unused)
-    if verdict(measures) != "localized" or not one:
-        return
-    head = [pair for pair in measures.calls if pair.tensors and pair.call.kind != "container"][-1]
-    if changed == [head]:
-        top1 = measures.predictions
-        effect = "" if top1 is None else f"; top-1 agreement with the reference is {top1.top1_agreement:.2f}"
-        yield (
-            "warning",
-            head.key,
-            f"Only the head {head.key} changed, by about {percent(head.weight_change or 0.0)}; "
-            f"all layers before it are equal{effect}.",
-        )
+    if verdict(measures) != "localized" or not _one_unit(measures) or changed == [_head(measures)]:
         return
     first = ranking(measures)[0]
     parts = ", ".join(f"{pair.key} by about {percent(pair.weight_change or 0.0)}" for pair in changed)
@@ -106,9 +120,25 @@ def one_unit_changed(measures: Measures) -> Iterator[Draft]:
     yield severity, first, f"Only one unit changed: {parts}{filters}. The weights of all other calls are equal."
 
 
+def batchnorm_statistics_changed(measures: Measures) -> Iterator[Draft]:
+    """Running statistics moved while everything that is learned stayed equal."""
+    changed = [pair for pair in changed_calls(measures) if pair.presence == "paired"]
+    names = {tensor.local_name for pair in changed for tensor in changed_tensors(pair.tensors)}
+    if not measures.same_architecture or not changed or not names <= set(RUNNING_STATISTICS):
+        return
+    most = max(changed, key=lambda pair: pair.weight_change or 0.0)
+    flipped = measures.predictions is not None and bool(measures.predictions.flips)
+    yield (
+        "warning" if flipped else "notice",
+        most.key,
+        f"Only running statistics changed ({' and '.join(sorted(names))}), in {number_of(len(changed), 'call')}, most "
+        f"in {most.key}, by {percent(most.weight_change or 0.0)}; every learned weight is equal.",
+    )
+
+
 def layers_stand_out(measures: Measures) -> Iterator[Draft]:
     """Calls that changed far more than the rest of their kind."""
-    if verdict(measures) not in ("localized", "different-architecture"):
+    if verdict(measures) not in ("localized", "different-architecture") or _paired_by_similarity(measures):
         return
     ratios = weight_ratios(measures)
     found = standing_out(measures)
@@ -165,7 +195,7 @@ def quantised_weights(measures: Measures) -> Iterator[Draft]:
 def zeroed_filters(measures: Measures) -> Iterator[Draft]:
     """Filters that became exactly zero."""
     pruned: list[tuple[float, CallPair, str]] = []
-    for pair in measures.calls:
+    for pair in () if _paired_by_similarity(measures) else measures.calls:
         for tensor in changed_tensors(pair.tensors):
             if tensor.reference is None or tensor.other is None:
                 continue
@@ -182,6 +212,28 @@ def zeroed_filters(measures: Measures) -> Iterator[Draft]:
             "warning",
             None,
             f"Filters became exactly zero in {number_of(len(pruned) - SHOWN, 'further tensor')}, too.",
+        )
+
+
+def sparse_weights(measures: Measures) -> Iterator[Draft]:
+    """Single weights that became exactly zero while their filters did not: pruned one by one."""
+    thinned: list[tuple[float, CallPair, str]] = []
+    for pair in () if _paired_by_similarity(measures) else measures.calls:
+        for tensor in changed_tensors(pair.tensors):
+            before, after = tensor.reference, tensor.other
+            if before is None or after is None or not after.filters:
+                continue
+            size = after.entries / after.filters
+            single = (after.zeros - size * after.zero_filters) - (before.zeros - size * before.zero_filters)
+            if single > MANY_UNITS * after.entries:
+                thinned.append((single / after.entries, pair, after.name))
+    if thinned:
+        share, pair, name = max(thinned, key=lambda item: item[0])  # the first of equals
+        yield (
+            "notice",
+            pair.key,
+            f"Single weights became exactly zero in {number_of(len(thinned), 'tensor')}, most in {name}: "
+            f"{percent(share)} of its entries.",
         )
 
 
@@ -211,6 +263,37 @@ def predictions_changed(measures: Measures) -> Iterator[Draft]:
         f"{len(found.flips)} of {number_of(found.images, 'prediction')} changed ({percent(found.churn)}; 95 % interval "
         f"{percent(low)} to {percent(high)}); mean KL divergence {small(found.kl_mean)} nats.{labelled}",
     )
+
+
+def flips_though_alike(measures: Measures) -> Iterator[Draft]:
+    """Predictions flipped although every representation agrees."""
+    found = measures.predictions
+    known = [pair.cka for pair in measures.calls if pair.cka is not None]
+    if found is None or not found.flips or not known or min(known) < ALIKE:
+        return
+    yield (
+        "warning",
+        None,
+        f"{number_of(len(found.flips), 'prediction')} changed although the representations agree at every call "
+        f"(debiased CKA at least {min(known):.3f}).",
+    )
+
+
+def where_flips_begin(measures: Measures) -> Iterator[Draft]:
+    """The call where most of the flipped images leave the others."""
+    found = measures.predictions
+    if found is None:
+        return
+    places = Counter(flip.leaves_at for flip in found.flips if flip.leaves_at)
+    if places:
+        key, number = places.most_common(1)[0]
+        yield (
+            "info",
+            key,
+            f"Of {number_of(len(found.flips), 'image')} whose prediction changed {number} "
+            f"{'leaves' if number == 1 else 'leave'} the others first at {key}: there they moved by more than 95 % of "
+            "the images whose prediction stayed.",
+        )
 
 
 def silent_units_appeared(measures: Measures) -> Iterator[Draft]:
@@ -311,34 +394,62 @@ def architecture_differs(measures: Measures) -> Iterator[Draft]:
 def few_common_images(measures: Measures) -> Iterator[Draft]:
     """Too few common images for similarities."""
     if measures.activations != "no" and measures.images < FEW_IMAGES:
-        severity = "warning" if measures.images < 4 else "notice"
-        yield severity, None, f"{few(measures.images)} both runs have no more in common."
+        yield "warning", None, f"{few(measures.images)} both runs have no more in common."
+
+
+def probe_mismatch(measures: Measures) -> Iterator[Draft]:
+    """The runs saw other images, or prepared them in other ways."""
+    if measures.activations == "exact" or measures.images_reason is None:
+        return
+    severity = "notice" if measures.activations == "subset" else "warning"
+    yield severity, None, f"{measures.images_reason[0].upper()}{measures.images_reason[1:]}."
 
 
 def not_compared(measures: Measures) -> Iterator[Draft]:
-    """What could not be compared, and why."""
+    """What else could not be compared, and why."""
     for reason in measures.reasons:
-        yield "notice", None, f"{reason[0].upper()}{reason[1:]}."
+        if reason != measures.images_reason:
+            yield "notice", None, f"{reason[0].upper()}{reason[1:]}."
 
 
 RULES: tuple[Callable[[Measures], Iterator[Draft]], ...] = (
     identical,
     equal_weights_other_outputs,
     same_function_other_weights,
+    head_changed_only,
     one_unit_changed,
+    batchnorm_statistics_changed,
     layers_stand_out,
     zeroed_filters,
+    sparse_weights,
     changed_everywhere,
     quantised_weights,
     architecture_differs,
     predictions_changed,
+    flips_though_alike,
+    where_flips_begin,
     silent_units_appeared,
     maps_moved,
     first_difference,
     least_similar,
     few_common_images,
+    probe_mismatch,
     not_compared,
 )
+
+
+def _paired_by_similarity(measures: Measures) -> bool:
+    """Whether the runs are two networks whose tensors have nothing to do with each other."""
+    return any(pair.aligned_by == "similarity" for pair in measures.calls)
+
+
+def _one_unit(measures: Measures) -> bool:
+    units = {pair.call.unit for pair in changed_calls(measures)}
+    return len(units) == 1 and not changed_tensors(measures.unused)
+
+
+def _head(measures: Measures) -> CallPair | None:
+    return next((pair for pair in reversed(measures.calls) if pair.tensors and pair.call.kind != "container"), None)
 
 
 def _filters_changed(pair: CallPair) -> str:

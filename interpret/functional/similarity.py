@@ -8,6 +8,7 @@ NaN; the reading side writes it as null with a reason.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,12 @@ def linear_cka(first: Array, second: Array) -> Array:
     Source: Kornblith et al. 2019, arXiv:1905.00414, with the estimate of Song et al. 2012; see Murphy et al. 2024,
     arXiv:2405.01012.
     """
-    return np.asarray(np.minimum(np.einsum("...i,...i->...", cka_vectors(first), cka_vectors(second)), 1.0))
+    return cka_of(cka_vectors(first), cka_vectors(second))
+
+
+def cka_of(first: Array, second: Array) -> Array:
+    """Debiased CKA of representations given as unit vectors; see :func:`cka_vectors`. Shape (...)."""
+    return np.asarray(np.minimum(np.einsum("...i,...i->...", first, second), 1.0))
 
 
 def cka_matrix(first: Array, second: Array) -> Array:
@@ -181,9 +187,14 @@ def permutation_p95(first: Array, second: Array, permutations: int = 100, seed: 
     Returns:
         Shape (...); NaN where CKA cannot be computed.
     """
-    count = first.shape[-1]
+    return chance_of(cka_vectors(first), cka_vectors(second), permutations, seed)
+
+
+def chance_of(first: Array, second: Array, permutations: int = 100, seed: int = 0) -> Array:
+    """What :func:`permutation_p95` gives, of representations given as unit vectors; see :func:`cka_vectors`."""
+    count = math.isqrt(first.shape[-1])
     # float32 halves the memory traffic, which is the whole cost; a percentile of chance does not need more digits.
-    fixed, shuffled = cka_vectors(first).astype(np.float32), cka_vectors(second).astype(np.float32)
+    fixed, shuffled = first.astype(np.float32), second.astype(np.float32)
     rng = np.random.default_rng(seed)
     chance = np.empty((permutations, *fixed.shape[:-1]), np.float32)
     for index in range(permutations):
@@ -258,6 +269,40 @@ def sketch_change(reference: Array, other: Array, norm: Array, other_norm: Array
     return relative(difference, np.asarray(norm, np.float64), np.asarray(other_norm, np.float64))
 
 
+def sketch_cosine(change: Array, norm: Array, other_norm: Array) -> Array:
+    """Cosine of T tensors from the estimated relative change: (|W|^2 + |W'|^2 - |W - W'|^2) / (2 |W| |W'|).
+
+    The norms are exact, so the error is that of the change alone: 1 for equal tensors, and off by about 0.03 for
+    unrelated ones.
+
+    Args:
+        change: |W - W'| / |W|, of :func:`sketch_change`, shape (T,).
+        norm: |W|, shape (T,).
+        other_norm: |W'|, shape (T,).
+
+    Returns:
+        Shape (T,), in [-1, 1]; NaN where a tensor is zero throughout or not finite.
+    """
+    product = norm * other_norm
+    cosine = (norm**2 + other_norm**2 - (change * norm) ** 2) / np.where(product > 0, 2 * product, 1.0)
+    return np.asarray(np.where(product > 0, np.clip(cosine, -1.0, 1.0), np.nan))
+
+
+def row_changes(reference: Array, other: Array) -> Array:
+    """How far each image's row of the Gram matrix moved: |K_i - L_i| / |K_i|.
+
+    Args:
+        reference: centred Gram matrix K, shape (..., N, N).
+        other: centred Gram matrix L over the same images in the same order, same shape.
+
+    Returns:
+        Shape (..., N); NaN where a Gram is not finite.
+    """
+    return relative(
+        np.linalg.norm(reference - other, axis=-1), *(np.linalg.norm(k, axis=-1) for k in (reference, other))
+    )
+
+
 def relative(difference: Array, size: Array, other_size: Array) -> Array:
     """A difference in units of the reference's size, or of the other's where the reference's is 0; 0 where both are.
 
@@ -298,3 +343,74 @@ def effective_rank(gram: Array) -> Array:
     total = eigenvalues.sum(-1, keepdims=True)
     share = eigenvalues / np.where(total > 0, total, 1.0)
     return np.asarray(np.where(total[..., 0] > 0, np.exp(entr(share).sum(-1)), np.nan))
+
+
+def mutual_neighbours(first: Array, second: Array, k: int = 5) -> Array:
+    """Share of each image's k nearest neighbours that both representations agree on, averaged over the images.
+
+    A second opinion beside CKA that one outlying image cannot move. Two unrelated representations share k / (n - 1).
+    Distances come from the Gram: d_ij^2 = K_ii + K_jj - 2 K_ij.
+
+    Args:
+        first: Gram matrix K, shape (..., N, N).
+        second: Gram matrix L over the same images in the same order, same shape.
+        k: neighbours, at most N - 1.
+
+    Returns:
+        Shape (...), in [0, 1]; NaN for fewer than four images, a constant call, or one that is not finite.
+
+    Source: Huh et al. 2024, arXiv:2405.07987.
+    """
+    count = first.shape[-1]
+    if count < MINIMUM_IMAGES:
+        return np.full(first.shape[:-2], np.nan)
+    masks = []
+    for gram in (first, second):
+        diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+        distance = diagonal[..., :, None] + diagonal[..., None, :] - 2 * gram
+        distance = np.where(np.eye(count, dtype=bool), np.inf, distance)
+        nearest = np.argpartition(distance, min(k, count - 1) - 1, -1)[..., : min(k, count - 1)]
+        mask = np.zeros(gram.shape, bool)
+        np.put_along_axis(mask, nearest, True, -1)
+        masks.append(mask)
+    share = (masks[0] & masks[1]).sum((-2, -1)) / (count * min(k, count - 1))
+    usable = [np.isfinite(gram).all((-2, -1)) & (np.trace(gram, axis1=-2, axis2=-1) > 0) for gram in (first, second)]
+    return np.asarray(np.where(usable[0] & usable[1], share, np.nan))
+
+
+def chance_p95(count: int) -> float:
+    """About what debiased CKA of N images reaches by chance in one of twenty shuffles: 1.645 sqrt(2 / (n (n - 3)))."""
+    return float(1.645 * np.sqrt(2 / (count * (count - 3)))) if count >= MINIMUM_IMAGES else np.nan
+
+
+def monotone_alignment(scores: Array) -> list[tuple[int, int]]:
+    """The one-to-one pairs, in order on both sides, whose scores add up to the most; gaps cost nothing.
+
+    Args:
+        scores: shape (L, M); what is not above 0, or NaN, is never paired.
+
+    Returns:
+        (row, column) pairs, both rising.
+
+    Source: Needleman and Wunsch 1970, Journal of Molecular Biology 48.
+
+    >>> monotone_alignment(np.array([[0.9, 0.0, 0.0], [0.0, 0.1, 0.8]]))
+    [(0, 0), (1, 2)]
+    """
+    gains = np.where(scores > 0, scores, 0.0)
+    rows, columns = gains.shape
+    best = np.zeros((rows + 1, columns + 1))
+    for row in range(rows):
+        # left to right, the best that ends in a column is the running maximum of: from above, or paired here
+        best[row + 1, 1:] = np.maximum.accumulate(np.maximum(best[row, 1:], best[row, :-1] + gains[row]))
+    pairs = []
+    row, column = rows, columns
+    while row and column:
+        if best[row, column] == best[row - 1, column]:
+            row -= 1
+        elif best[row, column] == best[row, column - 1]:
+            column -= 1
+        else:
+            row, column = row - 1, column - 1
+            pairs.append((row, column))
+    return pairs[::-1]

@@ -1,7 +1,8 @@
 """Evidence x Evidence -> aligned calls and their numbers. No model, no images, no judgement: that is for `verdicts`.
 
-Images are matched by digest, in any order, and calls by name (or by order where the same architecture has other
-names). Weights compare always; activations, maps and predictions only on images that both runs saw.
+Images are matched by digest, in any order, and calls by name, by order where the same architecture has other names, or
+by similarity where names mean nothing. Weights compare always; activations, maps and predictions only on images that
+both runs saw.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from interpret.evidence import Call, Evidence
+from interpret.functional.matching import Matching
 from interpret.measures.alignment import align, common_images
+from interpret.measures.kernels import match_kernels
 from interpret.measures.maps import MapAgreement, compare_maps
 from interpret.measures.predictions import Predictions, compare_predictions
-from interpret.measures.representations import compare_representations
+from interpret.measures.representations import DIVERGENCE_THRESHOLD, NOISE_FACTOR, compare_representations
 from interpret.measures.runs import Health, Run
 from interpret.measures.weights import TensorPair, compare_weights
-
-DIVERGENCE_THRESHOLD = 1e-6  # the same weights on another machine's kernels differ by about 1e-7
-NOISE_FACTOR = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,15 @@ class CallPair:
     """One call of the reference and its counterpart; either may be missing.
 
     Attributes:
-        aligned_by: "name" or "order"; None where there is no counterpart.
+        aligned_by: "name", "order" or "similarity"; None where there is no counterpart.
         gram_change: g = |K - L| / |K| of the centred Gram matrices.
         mean_change: m = |u - v| / rms of the channel means.
         noise_floor: the larger one of the two runs.
         cka: debiased linear CKA.
         cka_p95: what CKA reaches by chance in one of twenty shuffles of the images.
+        neighbours: share of the five nearest images that both agree on; unrelated ones share 5 / (n - 1).
+        log_amplification: by how much this call makes the runs less alike than the call before.
+        kernels: which kernel is which, where both runs hold this call's kernels and they differ.
         reasons: why numbers are missing.
     """
 
@@ -46,6 +49,9 @@ class CallPair:
     noise_floor: float | None = None
     cka: float | None = None
     cka_p95: float | None = None
+    neighbours: float | None = None
+    log_amplification: float | None = None
+    kernels: Matching | None = None
     maps: Mapping[str, MapAgreement] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
 
@@ -108,6 +114,7 @@ class Measures:
         activations, maps, predicted: "exact" (all images are common), "subset" (some are), "own-preprocessing" (the
             same pictures, prepared differently) or "no".
         common: places of the common images in the reference, and in the other run.
+        images_reason: why not all images are common; None where they are.
         reasons: why something cannot be compared.
     """
 
@@ -122,6 +129,7 @@ class Measures:
     maps: str
     predicted: str
     predictions: Predictions | None
+    images_reason: str | None
     reasons: tuple[str, ...]
 
     @property
@@ -137,12 +145,13 @@ def measure(reference: Run, other: Run) -> Measures:
         reference: what the other run is measured against.
         other: the run in question.
     """
-    aligned = align(reference.evidence, other.evidence)
     common = common_images(reference, other)
+    aligned = align(reference, other, common)
     tensors, unused, no_weights = compare_weights(reference, other, aligned)
     representations = compare_representations(reference, other, aligned, common)
     mapped, maps, no_maps = compare_maps(reference, other, aligned)
-    predictions, no_predictions = compare_predictions(reference, other, common)
+    predictions, no_predictions = compare_predictions(reference, other, common, aligned, representations)
+    kernels = match_kernels(reference, other, aligned)
     calls = tuple(
         CallPair(
             reference=first,
@@ -151,8 +160,9 @@ def measure(reference: Run, other: Run) -> Measures:
             health=None if first is None else reference.health[first.position],
             other_health=None if second is None else other.health[second.position],
             tensors=tensors[row],
+            kernels=kernels.get(row),
             maps=mapped.get(row, {}),
-            **representations.get(row, {}),
+            **representations.numbers.get(row, {}),
         )
         for row, (first, second, aligned_by) in enumerate(aligned)
     )
@@ -168,6 +178,7 @@ def measure(reference: Run, other: Run) -> Measures:
         maps=maps,
         predicted="no" if predictions is None else common.how,
         predictions=predictions,
+        images_reason=common.reason,
         reasons=tuple(why for why in (common.reason, no_weights, no_maps, no_predictions) if why is not None),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from interpret.evidence import Call, Evidence
 from interpret.functional import similarity
 from interpret.measures.runs import Array, Run
 
+NAMES_AGREE = 0.75  # share of the weights that must have the same shape under the same name
 Aligned = list[tuple[Call | None, Call | None, str | None]]
 
 
@@ -33,30 +34,74 @@ class CommonImages:
     reason: str | None = None
 
 
-def align(reference: Evidence, other: Evidence) -> Aligned:
-    """Pairs of calls: by name, or by order where the same architecture has other names.
+def align(reference: Run, other: Run, common: CommonImages) -> Aligned:
+    """Pairs of calls: by name; by order where the same architecture has other names; by similarity where names mislead.
+
+    Names count where all are the same, or where most calls of the same name are of the same type with weights of the
+    same shapes (a network with a layer more, or another head). Else (EfficientNet-Lite0 against Lite1) the calls are
+    paired one to one, in order on both sides, so that their debiased CKA on the common images adds up to the most;
+    only calls of a kind, and only where CKA is above what chance reaches.
 
     Returns:
-        (reference's call, other's call, "name" or "order" or None) in the reference's order; a call that only the
-        other run has comes behind the call that precedes it there.
+        (reference's call, other's call, "name", "order", "similarity" or None) in the reference's order; a call that
+        only the other run has comes behind the call that precedes it there.
     """
-    digests = [evidence.manifest.model["architecture_digest"] for evidence in (reference, other)]
-    if digests[0] == digests[1] and set(reference.call) != set(other.call):
-        pairs = zip(reference.calls, other.calls, strict=True)
-        return [(first, second, "name" if first.key == second.key else "order") for first, second in pairs]
+    first, second = reference.evidence, other.evidence
+    same = first.manifest.model["architecture_digest"] == second.manifest.model["architecture_digest"]
+    if same and set(first.call) != set(second.call):
+        pairs = zip(first.calls, second.calls, strict=True)
+        return [(a, b, "name" if a.key == b.key else "order") for a, b in pairs]
+    if not same and not _names_agree(first, second):
+        similar = _by_similarity(reference, other, common)
+        if similar is not None:
+            return _merged(first, second, similar, "similarity")
+    return _merged(first, second, {call.key: call for call in second.calls if call.key in first.call}, "name")
+
+
+def _merged(reference: Evidence, other: Evidence, counterparts: Mapping[str, Call], how: str) -> Aligned:
+    """All calls of both, given the other's counterparts by the reference's keys."""
+    of_other = {call.key: key for key, call in counterparts.items()}
     added: dict[str | None, Aligned] = defaultdict(list)
     predecessor: str | None = None
     for call in other.calls:
-        if call.key in reference.call:
-            predecessor = call.key
+        if call.key in of_other:
+            predecessor = of_other[call.key]
         else:
             added[predecessor].append((None, call, None))
     aligned = [*added[None]]
     for call in reference.calls:
-        counterpart = other.call.get(call.key)
-        aligned.append((call, counterpart, None if counterpart is None else "name"))
+        counterpart = counterparts.get(call.key)
+        aligned.append((call, counterpart, None if counterpart is None else how))
         aligned.extend(added[call.key])
     return aligned
+
+
+def _names_agree(reference: Evidence, other: Evidence) -> bool:
+    """Whether equal names stand for the same layers."""
+    shared = [(call, other.call[call.key]) for call in reference.calls if call.key in other.call]
+    if len(shared) == len(reference.calls) == len(other.calls):
+        return True
+    alike = [a.type == b.type and a.weight_shape == b.weight_shape for a, b in shared if a.weight_shape]
+    fewest = min(sum(call.weight_shape is not None for call in run.calls) for run in (reference, other))
+    return sum(alike) >= NAMES_AGREE * max(1, fewest)
+
+
+def _by_similarity(reference: Run, other: Run, common: CommonImages) -> dict[str, Call] | None:
+    """The other's calls by the reference's keys; None where the runs share too few images, or hold no Grams."""
+    runs = reference, other
+    if len(common.here) < similarity.MINIMUM_IMAGES or not all(run.evidence.has("layers", "gram") for run in runs):
+        return None
+    vectors = [
+        similarity.cka_vectors(run.grams(np.arange(len(run.calls)), place, recentre=True))
+        for run, place in zip(runs, (common.here, common.there), strict=True)
+    ]
+    scores = vectors[0] @ vectors[1].T - similarity.chance_p95(len(common.here))
+    kinds = [np.array([call.kind for call in run.calls]) for run in runs]
+    scores = np.where(kinds[0][:, None] == kinds[1], scores, 0.0)
+    pairs = np.array(similarity.monotone_alignment(scores), np.intp).reshape(-1, 2)
+    paired = vectors[0][pairs[:, 0]], vectors[1][pairs[:, 1]]
+    above = similarity.cka_of(*paired) > similarity.chance_of(*paired)
+    return {reference.calls[row].key: other.calls[column] for row, column in pairs[above]}
 
 
 def common_images(reference: Run, other: Run) -> CommonImages:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from interpret.functional import agreement, similarity
-from interpret.measures.alignment import CommonImages
+from interpret.measures.alignment import Aligned, CommonImages
+from interpret.measures.representations import Representations
 from interpret.measures.runs import Array, Run
+
+LEAST_STAYED = 8  # images whose prediction stayed, from which what is usual can be said
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """One image that the two runs predict differently; `label` is None where unknown."""
+    """One image that the two runs predict differently.
+
+    Attributes:
+        label: None where unknown.
+        leaves_at: key of the first call where this image's row of the Gram matrix moved by more than
+            rounding explains, and by more than that of 95 % of the images whose prediction stayed; None where it moves
+            as the others do.
+    """
 
     name: str
     label: int | None
     reference_class: int
     other_class: int
+    leaves_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,9 @@ class Predictions:
         return len(self.flips) / self.images
 
 
-def compare_predictions(reference: Run, other: Run, common: CommonImages) -> tuple[Predictions | None, str | None]:
+def compare_predictions(
+    reference: Run, other: Run, common: CommonImages, aligned: Aligned, representations: Representations
+) -> tuple[Predictions | None, str | None]:
     """How the predictions of the common images compare, or why they do not."""
     if common.how == "no":
         return None, None  # that images are missing is said already
@@ -65,7 +79,8 @@ def compare_predictions(reference: Run, other: Run, common: CommonImages) -> tup
         second = other.array("predictions", "logits")[common.there].astype(np.float64)
         broken = int((~np.isfinite(first) | ~np.isfinite(second)).any(1).sum())
         if not broken:
-            return _compare_logits(reference, other, common, first, second), None
+            leaves = _leaves_at(first.argmax(1) != second.argmax(1), common, aligned, representations)
+            return _compare_logits(reference, other, common, first, second, leaves), None
         why = f"the outputs of {broken} of {len(first)} images are not finite"
     return None, f"predictions: {why}"
 
@@ -86,7 +101,22 @@ def _not_comparable(reference: Run, other: Run) -> str | None:
     return None
 
 
-def _compare_logits(reference: Run, other: Run, common: CommonImages, first: Array, second: Array) -> Predictions:
+def _leaves_at(
+    flipped: Array, common: CommonImages, aligned: Aligned, representations: Representations
+) -> list[str | None]:
+    """For each image whose prediction flipped, the key of the call where it leaves the others; see :class:`Flip`."""
+    moved = representations.row_changes
+    if common.how == "own-preprocessing" or not moved.size or (~flipped).sum() < LEAST_STAYED:
+        return [None] * int(flipped.sum())
+    usual = np.quantile(moved[:, ~flipped], 0.95, axis=1)  # NaN where a Gram is missing, and then nothing exceeds it
+    leaves = moved[:, flipped] > np.maximum(usual, representations.thresholds)[:, None]
+    calls = [first for row in representations.rows if (first := aligned[row][0])]
+    return [calls[where.argmax()].key if where.any() else None for where in leaves.T]
+
+
+def _compare_logits(
+    reference: Run, other: Run, common: CommonImages, first: Array, second: Array, leaves: Sequence[str | None]
+) -> Predictions:
     before, after = first.argmax(1), second.argmax(1)
     labels = np.full(len(before), -1)
     for run, place in ((other, common.there), (reference, common.here)):  # the reference's labels win
@@ -99,8 +129,8 @@ def _compare_logits(reference: Run, other: Run, common: CommonImages, first: Arr
     divergence = agreement.kl_divergence(first, second)
     names = reference.evidence.manifest.inputs["names"]
     flips = tuple(
-        Flip(names[common.here[i]], int(labels[i]) if known[i] else None, int(before[i]), int(after[i]))
-        for i in np.flatnonzero(before != after)
+        Flip(names[common.here[i]], int(labels[i]) if known[i] else None, int(before[i]), int(after[i]), leaves_at)
+        for i, leaves_at in zip(np.flatnonzero(before != after), leaves, strict=True)
     )
     size, other_size = (np.atleast_1d(np.linalg.norm(logits)) for logits in (first, second))
     return Predictions(

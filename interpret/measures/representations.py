@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from interpret.functional import similarity
 from interpret.measures.alignment import Aligned, CommonImages
-from interpret.measures.runs import Array, Run, finite_or_none
+from interpret.measures.runs import CHUNK_ENTRIES, Array, Run, finite_or_none
 
-CHUNK_ENTRIES = 1 << 22  # entries of Gram matrices that are unpacked at once: 32 MiB
+DIVERGENCE_THRESHOLD = 1e-6  # the same weights on another machine's kernels differ by about 1e-7
+NOISE_FACTOR = 10.0
+AMPLIFIED_FROM = 1e-5  # of 1 - CKA: what lies below is as good as equal
 
 
-def compare_representations(
-    reference: Run, other: Run, aligned: Aligned, common: CommonImages
-) -> dict[int, dict[str, Any]]:
-    """CKA, changes of Grams and means, and the noise floor of every paired call, by its row in `aligned`."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Representations:
+    """What the outputs of P paired calls say on n common images.
+
+    Attributes:
+        rows: the calls' rows in `aligned`.
+        numbers: by row what :class:`interpret.measures.CallPair` holds.
+        row_changes: how far each image's row of the Gram matrix moved, shape (P, n); NaN where not computable.
+        thresholds: the change that rounding explains, shape (P,).
+    """
+
+    rows: tuple[int, ...]
+    numbers: Mapping[int, dict[str, Any]]
+    row_changes: Array
+    thresholds: Array
+
+
+def compare_representations(reference: Run, other: Run, aligned: Aligned, common: CommonImages) -> Representations:
+    """CKA, changes of Grams and means, and the noise floor of every paired call."""
     pairs = [(row, first, second) for row, (first, second, _) in enumerate(aligned) if first and second]
     if not pairs or common.how == "no":
-        return {}
+        return Representations((), {}, np.zeros((0, 0)), np.zeros(0))
     rows = [row for row, _, _ in pairs]
     places = np.array([(first.position, second.position) for _, first, second in pairs])
     noise = np.fmax(reference.noise_floor[places[:, 0]], other.noise_floor[places[:, 1]])
@@ -28,15 +46,45 @@ def compare_representations(
     grids = reference.column("pooling")[places[:, 0]], other.column("pooling")[places[:, 1]]
     same_shape &= (grids[0] == grids[1]) | np.isnan(grids[0]) | np.isnan(grids[1])  # NaN: not recorded, no Grams either
     all_images = len(common.here) == reference.count == other.count
-    cka, p95, gram_change = _gram_numbers(reference, other, places, common, all_images)
+    cka, p95, gram_change, neighbours, moved = _gram_numbers(reference, other, places, common, all_images)
     gram_change[~same_shape] = np.nan
+    moved[~same_shape] = np.nan
     mean_change = np.full(len(pairs), np.nan)
     if all_images:
         mean_change[same_shape] = _mean_changes(reference, other, places[same_shape])
     reasons = _reasons(reference, other, places, len(common.here), same_shape, cka)
-    columns = (finite_or_none(values) for values in (gram_change, mean_change, noise, cka, p95))
-    names = ("gram_change", "mean_change", "noise_floor", "cka", "cka_p95", "reasons")
-    return {row: dict(zip(names, values, strict=True)) for row, *values in zip(rows, *columns, reasons, strict=True)}
+    columns = (
+        finite_or_none(values)
+        for values in (gram_change, mean_change, noise, cka, p95, neighbours, _amplification(cka))
+    )
+    names = (
+        "gram_change",
+        "mean_change",
+        "noise_floor",
+        "cka",
+        "cka_p95",
+        "neighbours",
+        "log_amplification",
+        "reasons",
+    )
+    numbers = {row: dict(zip(names, values, strict=True)) for row, *values in zip(rows, *columns, reasons, strict=True)}
+    return Representations(tuple(rows), numbers, moved, threshold(noise))
+
+
+def threshold(noise_floor: Array) -> Array:
+    """The divergence that rounding explains: ten times the noise floor, at least 1e-6."""
+    return np.fmax(NOISE_FACTOR * noise_floor, DIVERGENCE_THRESHOLD)
+
+
+def _amplification(cka: Array) -> Array:
+    """By how much each call makes the runs less alike than the call before: ln((d + e) / (d_before + e)), d = 1 - CKA.
+
+    A supporting number: where a layer was damaged it leaps there, and so it does at layers that amplify.
+    """
+    distance = 1 - cka + AMPLIFIED_FROM
+    before = np.concatenate([[AMPLIFIED_FROM], distance[:-1]]) if len(distance) else distance
+    with np.errstate(invalid="ignore"):
+        return np.log(distance / before)
 
 
 def mean_cka(runs: Sequence[Run], keys: Sequence[Sequence[str]]) -> list[list[float | None]]:
@@ -74,11 +122,15 @@ def mean_cka(runs: Sequence[Run], keys: Sequence[Sequence[str]]) -> list[list[fl
 
 def _gram_numbers(
     reference: Run, other: Run, places: Array, common: CommonImages, all_images: bool
-) -> tuple[Array, Array, Array]:
-    """CKA, its 95th percentile of chance, and the relative change, of every pair of calls; chunk by chunk."""
-    numbers = np.full((3, len(places)), np.nan)
+) -> tuple[Array, Array, Array, Array, Array]:
+    """CKA, its p95 of chance, the relative change and the shared neighbours, (P,) each, and the rows' changes (P, n).
+
+    Chunk by chunk.
+    """
+    numbers = np.full((4, len(places)), np.nan)
+    moved = np.full((len(places), len(common.here)), np.nan)
     if not all(run.evidence.has("layers", "gram") for run in (reference, other)):
-        return numbers[0], numbers[1], numbers[2]
+        return (*numbers, moved)
     whole = np.arange(reference.count)
     chosen = [None if all_images and np.array_equal(place, whole) else place for place in (common.here, common.there)]
     size = max(1, CHUNK_ENTRIES // max(1, len(common.here) ** 2))
@@ -86,10 +138,13 @@ def _gram_numbers(
         chunk = places[start : start + size]
         first = reference.grams(chunk[:, 0], chosen[0], recentre=not all_images)
         second = other.grams(chunk[:, 1], chosen[1], recentre=not all_images)
-        numbers[0, start : start + size] = similarity.linear_cka(first, second)
-        numbers[1, start : start + size] = similarity.permutation_p95(first, second)
+        vectors = similarity.cka_vectors(first), similarity.cka_vectors(second)
+        numbers[0, start : start + size] = similarity.cka_of(*vectors)
+        numbers[1, start : start + size] = similarity.chance_of(*vectors)
         numbers[2, start : start + size] = similarity.gram_change(first, second)
-    return numbers[0], numbers[1], numbers[2]
+        numbers[3, start : start + size] = similarity.mutual_neighbours(first, second)
+        moved[start : start + size] = similarity.row_changes(first, second)
+    return (*numbers, moved)
 
 
 def _mean_changes(reference: Run, other: Run, places: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -13,15 +13,19 @@ from numpy.typing import NDArray
 
 from interpret.evidence import Call, Evidence, TensorRecord
 from interpret.functional import similarity
+from interpret.measures.explanations import map_states
 
 Array = NDArray[Any]
+CHUNK_ENTRIES = 1 << 22  # entries of Gram matrices that are unpacked at once: 32 MiB
+LARGEST_SPECTRUM = 256  # images up to which a spectrum is worth its time
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """What one run says of one call by itself; None where it was not recorded or does not apply.
 
-    FORMAT.md describes the fields; `leverage` is the share of the largest image in all variance.
+    FORMAT.md describes the fields; `leverage` is the share of the largest image in all variance, `effective_rank` that
+    of the features' covariance, at most N - 1, `stage` counts the spatial sizes that ended before the call.
     """
 
     call: Call
@@ -35,6 +39,8 @@ class Health:
     batchnorm_log_variance: float | None
     noise_floor: float | None
     leverage: float | None
+    effective_rank: float | None
+    stage: int
 
 
 class Run:
@@ -86,8 +92,20 @@ class Run:
             finite_or_none(self.column("batchnorm_log_variance")),
             finite_or_none(self.noise_floor),
             finite_or_none(self._leverage()),
+            finite_or_none(self._effective_rank()),
+            self.stages,
         ]
         return tuple(Health(call, *values) for call, *values in zip(self.calls, *columns, strict=True))
+
+    @cached_property
+    def stages(self) -> list[int]:
+        """How many stages ended before each call."""
+        return [0, *accumulate(int(call.stage_end) for call in self.calls[:-1])]
+
+    @cached_property
+    def map_states(self) -> Mapping[str, Mapping[str, Array]]:
+        """What became of every map; see :func:`interpret.measures.explanations.map_states`."""
+        return map_states(self.evidence)
 
     def grams(self, positions: Array, images: Array | None, recentre: bool) -> Array:
         """Gram matrices of some calls over some images, shape (P, n, n) float64; NaN where not computable."""
@@ -95,6 +113,15 @@ class Run:
         grams = similarity.unpack_gram(packed, self.count, images)
         grams = grams * self.array("layers", "gram_scale")[positions, None, None]
         return similarity.centre(grams) if recentre else grams
+
+    def _effective_rank(self) -> Array:
+        ranks = np.full(len(self.calls), np.nan)
+        if self.evidence.has("layers", "gram") and self.count <= LARGEST_SPECTRUM:
+            size = max(1, CHUNK_ENTRIES // self.count**2)
+            for start in range(0, len(ranks), size):
+                positions = np.arange(start, min(start + size, len(ranks)))
+                ranks[positions] = similarity.effective_rank(self.grams(positions, None, recentre=False))
+        return ranks
 
     def _leverage(self) -> Array:
         if not self.evidence.has("layers", "gram"):

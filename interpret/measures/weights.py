@@ -24,10 +24,13 @@ class TensorPair:
     Attributes:
         local_name: the name within its call: "weight", "running_var", ...
         status: "identical" (equal values), "changed", "reshaped", "added" or "removed".
-        change: |W' - W| / |W|, 0 exactly where the values are equal; None where the shapes differ or one is missing.
+        change: |W' - W| / |W|, 0 exactly where the values are equal, else estimated to about 2 %; None where the shapes
+            differ or one is missing.
+        cosine: of W and W', 1 exactly where the values are equal; None where `change` is, or a tensor is zero.
         counted: False for counters that move without any change of the function (`num_batches_tracked`).
         changed_filters: filters whose values differ, exact.
         zeroed_filters: filters that are exactly zero now and were not.
+        moved_filters: filters that are, bit for bit, another filter of the reference: reordered channels.
     """
 
     local_name: str
@@ -36,8 +39,10 @@ class TensorPair:
     status: str
     change: float | None
     counted: bool
+    cosine: float | None = None
     changed_filters: tuple[int, ...] = ()
     zeroed_filters: tuple[int, ...] = ()
+    moved_filters: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -83,12 +88,14 @@ def _tensor_pairs(reference: Run, other: Run, rows: Sequence[Matched]) -> list[t
         for _, a, b in row
         if a is not None and b is not None and a.shape == b.shape and a.value_sha256 != b.value_sha256
     ]
-    changes: dict[tuple[int, int], float | None] = {}
+    changes: dict[tuple[int, int], tuple[float | None, float | None]] = {}
     if comparable:
         places = np.array([(a.index, b.index) for a, b in comparable])
         norms = np.array([(a.norm or 0.0, b.norm or 0.0) for a, b in comparable])
         sketches = reference.array("weights", "sketch")[places[:, 0]], other.array("weights", "sketch")[places[:, 1]]
-        values = finite_or_none(similarity.sketch_change(*sketches, norms[:, 0], norms[:, 1]))
+        change = similarity.sketch_change(*sketches, norms[:, 0], norms[:, 1])
+        cosine = similarity.sketch_cosine(change, norms[:, 0], norms[:, 1])
+        values = zip(finite_or_none(change), finite_or_none(cosine), strict=True)
         changes = {(a.index, b.index): value for (a, b), value in zip(comparable, values, strict=True)}
     return [tuple(_tensor_pair(reference, other, *item, changes) for item in row) for row in rows]
 
@@ -99,7 +106,7 @@ def _tensor_pair(
     local_name: str,
     a: TensorRecord | None,
     b: TensorRecord | None,
-    changes: Mapping[tuple[int, int], float | None],
+    changes: Mapping[tuple[int, int], tuple[float | None, float | None]],
 ) -> TensorPair:
     counted = local_name.rpartition(".")[2] not in COUNTERS
     if a is None or b is None:
@@ -107,9 +114,13 @@ def _tensor_pair(
     if a.shape != b.shape:
         return TensorPair(local_name, a, b, "reshaped", None, counted)
     if a.value_sha256 == b.value_sha256:
-        return TensorPair(local_name, a, b, "identical", 0.0, counted)
+        return TensorPair(local_name, a, b, "identical", 0.0, counted, 1.0 if a.norm else None)
     digests, norms = reference.filters("filter_digest", a), reference.filters("filter_norm", a)
     other_digests, other_norms = other.filters("filter_digest", b), other.filters("filter_norm", b)
-    changed = tuple(np.flatnonzero(digests != other_digests).tolist())
-    zeroed = tuple(np.flatnonzero((other_norms == 0) & (norms > 0)).tolist())
-    return TensorPair(local_name, a, b, "changed", changes[a.index, b.index], counted, changed, zeroed)
+    changed = digests != other_digests
+    zeroed = (other_norms == 0) & (norms > 0)
+    # zero filters are all alike; one that is still in its place elsewhere is a copy, not a move
+    moved = changed & (other_norms > 0) & np.isin(other_digests, digests[changed])
+    filters = (tuple(np.flatnonzero(mask).tolist()) for mask in (changed, zeroed, moved))
+    change, cosine = changes[a.index, b.index]
+    return TensorPair(local_name, a, b, "changed", change, counted, cosine, *filters)

@@ -2,8 +2,8 @@
 
 A section is one module here with a function ``build``, one template in ``templates/sections`` and one line in
 :data:`SECTIONS`. ``build`` returns the data that the template prints, or None where nothing was recorded: the report
-then says so, and the section never vanishes. Templates hold no arithmetic; whatever they print was chosen, ordered
-and rounded here.
+then says so, and only an optional section is left out. Templates hold no arithmetic; whatever they print was chosen,
+ordered and rounded here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interpret.sections import (
+    alignment,
     appendix,
     architecture,
     chapters,
@@ -21,6 +22,7 @@ from interpret.sections import (
     method,
     overview,
     predictions,
+    timeline,
     verdict,
 )
 from interpret.sections.subject import Subject
@@ -30,12 +32,16 @@ Data = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One section of the report: ``build`` makes what ``template`` prints, or None where nothing was recorded."""
+    """One section of the report: ``build`` makes what ``template`` prints, or None where nothing was recorded.
+
+    An ``optional`` section is left out then: it is about something that most reports are not about.
+    """
 
     id: str
     title: str
     template: str
     build: Callable[[Subject], Data | None]
+    optional: bool = False
 
 
 SECTIONS: tuple[Section, ...] = (
@@ -43,6 +49,8 @@ SECTIONS: tuple[Section, ...] = (
     Section("identity", "Identity and provenance", "sections/identity.html.jinja", identity.build),
     Section("architecture", "Architecture", "sections/architecture.html.jinja", architecture.build),
     Section("overview", "Layer overview", "sections/overview.html.jinja", overview.build),
+    Section("alignment", "Alignment", "sections/alignment.html.jinja", alignment.build, optional=True),
+    Section("timeline", "Timeline", "sections/timeline.html.jinja", timeline.build, optional=True),
     Section("chapters", "Layers that matter", "sections/chapters.html.jinja", chapters.build),
     Section("predictions", "Predictions and maps", "sections/predictions.html.jinja", predictions.build),
     Section("explanations", "Explanations", "sections/explanations.html.jinja", explanations.build),

@@ -172,6 +172,7 @@ def _kernels(subject: Subject, layer: Layer) -> dict[str, Any] | None:
             stored[label] = name, subject.evidence[label].array("kernels", name)
     if not stored:
         return None
+    matched = _matched(subject, layer, stored)
     stored = {label: (name, _square(weight)) for label, (name, weight) in stored.items()}
     limit = drawing.weight_limit([weight for _, weight in stored.values()])
     figures = []
@@ -197,14 +198,58 @@ def _kernels(subject: Subject, layer: Layer) -> dict[str, Any] | None:
         how = "one tile per filter, row by row"
     else:
         how = "one row of tiles per filter, one column per input channel"
-    grays = np.linspace(0, 255, drawing.LEVELS).round().astype(np.uint8)
-    palette = np.repeat(grays[:, None], 3, axis=1) if colours else drawing.DIVERGING
     return {
         "figures": figures,
-        "scale": scale(-limit, limit, palette),
+        "scale": scale(-limit, limit, _palette(colours)),
         "caption": f"{name}, shape {shape(whole)}: {shown}; {how}; one scale for all runs, symmetric about 0.",
+        "changes": _kernel_changes(subject, layer, {label: weight for label, (_, weight) in stored.items()}),
+        "matched": matched,
         "norms": _norms(subject, layer),
     }
+
+
+def _matched(subject: Subject, layer: Layer, stored: dict[str, tuple[str, Array]]) -> list[tuple[Run, str]]:
+    """Bring each run's filters into the order of the reference's that they match; say so for each run."""
+    said = []
+    for run in subject.others:
+        found = layer.numbers.get(run.label, {}).get("kernels")
+        if not found or run.label not in stored or found["by"] == "index":
+            continue
+        cosines = f"mean cosine {number(found['matched'])}, in the order as it is {number(found['by_index'])}"
+        if found["by"] == "cosine":
+            name, weight = stored[run.label]
+            stored[run.label] = name, weight[found["order"]]
+            said.append((run, f"filters in the order of those they match, one to one: {cosines}"))
+        else:
+            said.append((run, f"filters without counterparts: the best matching reaches {cosines}"))
+        said[-1] = run, f"{said[-1][1]}; chance reaches {number(found['null'])}"
+    return said
+
+
+def _kernel_changes(subject: Subject, layer: Layer, stored: Mapping[str, Array]) -> dict[str, Any] | None:
+    """What the reference's kernels became in each other run: the difference, on a scale of its own."""
+    reference = subject.labels[0]
+    pairs = [
+        (run, stored[run.label] - stored[reference])
+        for run in subject.others
+        if reference in stored and run.label in stored and stored[run.label].shape == stored[reference].shape
+    ]
+    pairs = [(run, change) for run, change in pairs if np.isfinite(change).all() and change.any()]
+    if not pairs:
+        return None
+    limit = max(float(np.abs(change).max()) for _, change in pairs)
+    figures = []
+    for run, change in pairs:
+        alt = f"Kernels of {layer.key} in {run.label} less those in {reference}, within {number(limit)} of 0"
+        figures.append((run, png(drawing.kernel_picture(change, limit, PICTURE_WIDTH), alt)))
+    colours = stored[reference].ndim == 4 and stored[reference].shape[1] == 3
+    return {"figures": figures, "scale": scale(-limit, limit, _palette(colours))}
+
+
+def _palette(colours: bool) -> Array:
+    """The colours of a kernel picture's scale."""
+    grays = np.linspace(0, 255, drawing.LEVELS).round().astype(np.uint8)
+    return np.repeat(grays[:, None], 3, axis=1) if colours else drawing.DIVERGING
 
 
 def _square(weight: Array) -> Array:

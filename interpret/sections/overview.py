@@ -10,6 +10,7 @@ from interpret import charts
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, dissimilarity, level, number, percent, scientific, shape
 
+LEAST_RUNS = 3  # from which a matrix of the runs says more than their columns
 RUNS_PER_TABLE = 2  # a wide table is split after so many runs, so that it fits the page
 
 
@@ -49,6 +50,7 @@ def build(subject: Subject) -> dict[str, Any]:
     return {
         "compared": True,
         "runs": subject.others,
+        "all_runs": subject.runs,
         "curves": [
             (
                 title,
@@ -65,6 +67,7 @@ def build(subject: Subject) -> dict[str, Any]:
             for title, text, series in drawn
             if any(value is not None for line in series for value in line)
         ],
+        "matrix": _matrix(subject),
         "tables": tables,
     }
 
@@ -178,3 +181,21 @@ def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, s
                 )
                 drawn.append((name, text, chart))
     return drawn
+
+
+def _matrix(subject: Subject) -> list[list[tuple[str, int | None]]] | None:
+    """1 - mean CKA of every run with every other, as text and level; None for few runs or where none is known."""
+    assert subject.comparison is not None
+    rows = subject.comparison["mean_cka"]
+    if len(rows) < LEAST_RUNS or all(value is None for row in rows for value in row):
+        return None
+    return [
+        [_similarity_cell(dissimilarity(value), own=i == j) for j, value in enumerate(row)]
+        for i, row in enumerate(rows)
+    ]
+
+
+def _similarity_cell(distance: float | None, own: bool) -> tuple[str, int | None]:
+    if distance is None or own:
+        return MISSING, None
+    return scientific(distance), level(distance, -4, 0)

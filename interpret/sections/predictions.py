@@ -36,6 +36,7 @@ def build(subject: Subject) -> dict[str, Any] | None:
         "total": count(len(rows)),
         "compared": subject.comparison is not None,
         "labelled": any(row["label"] for row in rows),
+        "left": any(place for row in rows for place in row["leaves"]),
         "layer": layer,
         "probes": [_probe(subject, row, layer) for row in rows if row["index"] in subject.displayed],
     }
@@ -44,8 +45,10 @@ def build(subject: Subject) -> dict[str, Any] | None:
 def _row(subject: Subject, index: int, probabilities: Mapping[str, Array]) -> dict[str, Any]:
     """One probe image: its name, its label, and the top classes of each run (none where the run has no such image)."""
     inputs = subject.reference.manifest.inputs
-    cells = []
+    cells, leaves = [], []
+    name = str(inputs["names"][index])
     for run in subject.runs:
+        leaves.append(_leaves_at(subject, run.label, name))
         sample = subject.sample(run.label, index)
         known = run.label in probabilities and sample is not None
         cells.append(_top(subject.evidence[run.label], probabilities[run.label][sample]) if known else [])
@@ -53,12 +56,20 @@ def _row(subject: Subject, index: int, probabilities: Mapping[str, Array]) -> di
     label = inputs["labels"][index] if inputs["labels"] else None
     return {
         "index": index,
-        "name": str(inputs["names"][index]),
+        "name": name,
         "label": class_name(subject.reference, label) if label is not None and label >= 0 else None,
         "cells": cells,
+        "leaves": leaves,
         "disagrees": len({best["name"] for best in first}) > 1,
         "least": min((best["value"] for best in first), default=1.0),
     }
+
+
+def _leaves_at(subject: Subject, label: str, name: str) -> Layer | None:
+    """The call where an image whose prediction flipped leaves the others; see measures.predictions.Flip."""
+    found = {} if subject.comparison is None else subject.comparison["predictions"].get(label) or {}
+    keys = [flip["leaves_at"] for flip in found.get("flips", ()) if flip["name"] == name]
+    return subject.layer.get(keys[0]) if keys else None
 
 
 def _top(evidence: Evidence, probabilities: Array, length: int = 3) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from interpret import charts, drawing
-from interpret.evidence import Call, Evidence
+from interpret.evidence import Array, Call, Evidence
 from interpret.findings import findings_of
 
 if TYPE_CHECKING:
@@ -65,12 +65,14 @@ class Subject:
         evidence: label to evidence.
         comparison: comparison.json, or None for one audit.
         detail: "matters" for chapters of the calls that matter, "all" for every call, "none" for no chapters.
+        source: what the comparison was made from; None for one audit.
     """
 
     labels: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     comparison: Mapping[str, Any] | None
     detail: str = "matters"
+    source: Comparison | None = None
 
     @classmethod
     def of(cls, source: Evidence | Comparison, detail: str = "matters") -> Subject:
@@ -78,7 +80,11 @@ class Subject:
         if isinstance(source, Evidence):
             label = str(source.manifest.model["name"])
             return cls((label,), {label: source}, None, detail)
-        return cls(tuple(source.labels), dict(source.evidence), source.to_dict(), detail)
+        return cls(tuple(source.labels), dict(source.evidence), source.to_dict(), detail, source)
+
+    def cka_matrix(self, label: str) -> Array | None:
+        """Debiased CKA of every call of the reference with every call of a run; None where not computable."""
+        return None if self.source is None else self.source.cka_matrix(label)
 
     @property
     def reference(self) -> Evidence:

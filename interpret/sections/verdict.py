@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ VERDICTS = {
 def build(subject: Subject) -> dict[str, Any]:
     """The verdict of each run, the strip of calls, the findings and the reservations."""
     comparison = subject.comparison
-    findings = comparison["findings"] if comparison else [asdict(found) for found in findings_of(subject.reference)]
+    findings = comparison["findings"] if comparison else [found.to_dict() for found in findings_of(subject.reference)]
     return {
         "facts": _facts(subject),
         "runs": [_run_verdict(subject, run) for run in subject.others],
@@ -101,7 +100,8 @@ def _against_noise(subject: Subject, label: str, first: str | None) -> str:
 def _finding(subject: Subject, finding: Mapping[str, Any]) -> dict[str, Any]:
     run = next((run for run in subject.runs if run.label == finding.get("run")), None)
     layer = subject.layer.get(finding["layer"]) if finding.get("layer") else None
-    return {"severity": finding["severity"], "run": run, "layer": layer, "message": finding["message"]}
+    said = {name: finding[name] for name in ("severity", "message", "meaning", "next", "place")}
+    return {**said, "run": run, "layer": layer}
 
 
 def _health(subject: Subject) -> list[tuple[str, str, str]]:
