@@ -14,6 +14,7 @@ from torch import nn
 from bundles import bundle, network, noisy, probe
 from interpret import charts, sections
 from interpret.auditing import audit
+from interpret.cli import main
 from interpret.comparison import compare
 from interpret.errors import InterpretError
 from interpret.functional.statistics import histogram_edges
@@ -493,6 +494,19 @@ def test_where_steps_are_given_the_reason_is_printed(audits, view):
         render_html(view(compare(*(audits[step] for step in (0, 4, 16)), labels=("a", "b", "c"), origins=origins)))
     )
     assert "No timeline: runs 'b' and 'c' both have step 4; leave one of them out." in page.text
+
+
+def test_steps_from_the_command_line(audits, tmp_path, capsys):
+    folders = [str(audits[step].folder) for step in (16, 0, 48)]
+    command = ["report", *folders, "--labels", "a,b,c", "--format", "html", "-o", str(tmp_path)]
+    assert main([*command, "--steps", "16,0,48"]) == 0
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert (content["timeline"]["labels"], content["timeline"]["steps"]) == (["b", "a", "c"], [0, 16, 48])
+    assert main([*command, "--steps", "16,0"]) == 2
+    assert main([*command, "--steps", "16,0,x"]) == 2
+    errors = capsys.readouterr().err
+    assert "2 steps for 3 runs" in errors
+    assert "'16,0,x' is not a list of steps such as 0,100,2000" in errors
 
 
 def test_the_timeline_is_in_comparison_json(audits, timeline):
