@@ -37,7 +37,7 @@ def verdict(measures: Measures) -> str:
 
 
 def ranking(measures: Measures) -> tuple[str, ...]:
-    """Keys of the suspicious calls, most suspicious first; empty where nothing differs.
+    """Keys of the suspicious calls, most suspicious first; empty where nothing differs, and between two networks.
 
     Calls whose shapes differ come first, in order of execution. Then calls with changed weights, by how far each
     stands out: its change over the typical change of all that changed plus the typical change of the other tensors of
@@ -45,6 +45,8 @@ def ranking(measures: Measures) -> tuple[str, ...]:
     moved because of it. A call whose output moves although its own weights are equal is a consequence and left out,
     unless no weights differ at all: then the calls come in order of execution.
     """
+    if measures.other_network:
+        return ()
     reshaped = [pair.key for pair in measures.calls if pair.weights == "reshaped" and pair.presence == "paired"]
     changed = changed_calls(measures)
     if not reshaped and not changed:
@@ -55,7 +57,13 @@ def ranking(measures: Measures) -> tuple[str, ...]:
 
 
 def first_divergence(measures: Measures) -> str | None:
-    """Key of the first call in order of execution whose output moved by more than rounding explains."""
+    """Key of the first call in order of execution whose output moved by more than rounding explains.
+
+    None where the function is the same (reordered channels move the channels' means, and nothing else), and between two
+    networks, which differ from the start.
+    """
+    if measures.other_network or same_function(measures):
+        return None
     return next((pair.key for pair in diverging_calls(measures)), None)
 
 

@@ -24,8 +24,9 @@ def test_a_hidden_order_is_found_again():
 
 
 def test_the_matching_is_the_best_of_all():
-    a, b = RNG.normal(size=(6, 40)), RNG.normal(size=(6, 40))
-    cosine = (a / np.linalg.norm(a, axis=1)[:, None]) @ (b / np.linalg.norm(b, axis=1)[:, None]).T
+    a, b = RNG.normal(size=(2, 6, 40))
+    a, b = (kernels / np.linalg.norm(kernels, axis=1)[:, None] for kernels in (a, b))
+    cosine = a @ b.T
     best = max(sum(cosine[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(6)))
     assert match_filters(a, b).matched * 6 == pytest.approx(best, abs=1e-12)
 
@@ -35,6 +36,16 @@ def test_kernels_in_the_same_order_stay_in_it():
     assert found.by == "index"
     assert np.array_equal(found.order, np.arange(48))
     assert np.isnan(found.null)
+
+
+def test_filters_near_zero_do_not_count():
+    """A quarter of the kernels is next to nothing; noise turns them, and no other."""
+    kernels = KERNELS.copy()
+    kernels[:12] *= 1e-4
+    found = match_filters(kernels, kernels + 0.01 * RNG.normal(size=kernels.shape))
+    assert found.by == "index"
+    assert found.by_index > 0.999
+    assert found.cosines[:12].max() < 0.9
 
 
 @pytest.mark.parametrize("entries", [9, 27, 160])

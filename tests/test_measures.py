@@ -448,6 +448,20 @@ def test_a_flipped_image_leaves_the_others_where_it_moved(reference):
     assert [flip.leaves_at for flip in against(reference, edit=flip_alone).predictions.flips] == [None]
 
 
+def test_images_that_flip_by_chance_leave_nobody():
+    """Noise everywhere; a quarter of the images is said to have flipped. About one in twenty may leave by chance."""
+    images = probe(64)
+
+    def flip(content):
+        content["predictions"]["logits"] = forward(WEIGHTS, images)[-1].output.astype(np.float32)
+        content["predictions"]["logits"][:16] = np.roll(content["predictions"]["logits"][:16], 1, axis=1)
+
+    measures = measure(Run(bundle(WEIGHTS, images=images)), Run(bundle(noisy(WEIGHTS, 0.05), images=images, edit=flip)))
+    flips = measures.predictions.flips
+    assert len(flips) == 16
+    assert sum(flip.leaves_at is not None for flip in flips) <= 3
+
+
 def test_without_labels_there_are_no_flips(reference):
     found = against(reference, noisy(WEIGHTS, 0.3)).predictions
     assert (found.labelled, found.negative_flips, found.positive_flips, found.accuracy) == (0, None, None, None)

@@ -138,7 +138,7 @@ def batchnorm_statistics_changed(measures: Measures) -> Iterator[Draft]:
 
 def layers_stand_out(measures: Measures) -> Iterator[Draft]:
     """Calls that changed far more than the rest of their kind."""
-    if verdict(measures) not in ("localized", "different-architecture") or _paired_by_similarity(measures):
+    if verdict(measures) not in ("localized", "different-architecture") or measures.other_network:
         return
     ratios = weight_ratios(measures)
     found = standing_out(measures)
@@ -195,7 +195,7 @@ def quantised_weights(measures: Measures) -> Iterator[Draft]:
 def zeroed_filters(measures: Measures) -> Iterator[Draft]:
     """Filters that became exactly zero."""
     pruned: list[tuple[float, CallPair, str]] = []
-    for pair in () if _paired_by_similarity(measures) else measures.calls:
+    for pair in () if measures.other_network else measures.calls:
         for tensor in changed_tensors(pair.tensors):
             if tensor.reference is None or tensor.other is None:
                 continue
@@ -218,7 +218,7 @@ def zeroed_filters(measures: Measures) -> Iterator[Draft]:
 def sparse_weights(measures: Measures) -> Iterator[Draft]:
     """Single weights that became exactly zero while their filters did not: pruned one by one."""
     thinned: list[tuple[float, CallPair, str]] = []
-    for pair in () if _paired_by_similarity(measures) else measures.calls:
+    for pair in () if measures.other_network else measures.calls:
         for tensor in changed_tensors(pair.tensors):
             before, after = tensor.reference, tensor.other
             if before is None or after is None or not after.filters:
@@ -291,8 +291,8 @@ def where_flips_begin(measures: Measures) -> Iterator[Draft]:
             "info",
             key,
             f"Of {number_of(len(found.flips), 'image')} whose prediction changed {number} "
-            f"{'leaves' if number == 1 else 'leave'} the others first at {key}: there they moved by more than 95 % of "
-            "the images whose prediction stayed.",
+            f"{'leaves' if number == 1 else 'leave'} the others first at {key}: there they moved further beyond the "
+            "usual than 95 % of the images whose prediction stayed do anywhere.",
         )
 
 
@@ -436,11 +436,6 @@ RULES: tuple[Callable[[Measures], Iterator[Draft]], ...] = (
     probe_mismatch,
     not_compared,
 )
-
-
-def _paired_by_similarity(measures: Measures) -> bool:
-    """Whether the runs are two networks whose tensors have nothing to do with each other."""
-    return any(pair.aligned_by == "similarity" for pair in measures.calls)
 
 
 def _one_unit(measures: Measures) -> bool:

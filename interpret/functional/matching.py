@@ -23,7 +23,8 @@ class Matching:
     Attributes:
         order: for each filter of the first the matched filter of the second, shape (C,).
         cosines: of the matched pairs, shape (C,); 0 where a filter is zero.
-        by_index: mean cosine of filters with the same number.
+        by_index: mean cosine of filters with the same number; in this mean and the others a pair counts by the product
+            of its norms, so that filters near zero, whose direction is noise, do not count.
         matched: mean cosine of the best one-to-one matching.
         null: what that reaches for filters without any relation: the second's, each with its entries shuffled.
         by: "index" (the order agrees), "cosine" (a matching beats its null), or None: there is no counterpart.
@@ -55,26 +56,33 @@ def match_filters(first: NDArray[Any], second: NDArray[Any], seed: int = 0) -> M
     """
     if first.shape != second.shape:
         raise ValueError(f"kernels of shapes {first.shape} and {second.shape} have no filters to match one to one")
-    a, b = _directions(first), _directions(second)
+    (a, sizes), (b, other_sizes) = _directions(first), _directions(second)
+
+    def mean(cosines: Array, order: NDArray[np.intp]) -> float:
+        weights = sizes * other_sizes[order]
+        return float((cosines * weights).sum() / weights.sum()) if weights.any() else 0.0
+
     own = np.arange(len(a))
-    by_index = np.einsum("ci,ci->c", a, b)
-    if by_index.mean() >= SAME_ORDER:
-        return Matching(own, by_index, float(by_index.mean()), float(by_index.mean()), np.nan, "index")
-    order, cosines = _best(a, b)
+    cosines = np.einsum("ci,ci->c", a, b)
+    by_index = mean(cosines, own)
+    if by_index >= SAME_ORDER:
+        return Matching(own, cosines, by_index, by_index, np.nan, "index")
+    order, best = _best(a, b)
     rng = np.random.default_rng(seed)
-    null = float(np.mean([_best(a, rng.permuted(b, axis=1))[1].mean() for _ in range(SHUFFLES)]))
-    found = float(cosines.mean())
-    if found < null + ABOVE_CHANCE:
-        return Matching(own, by_index, float(by_index.mean()), found, null, None)
-    return Matching(order, cosines, float(by_index.mean()), found, null, "cosine")
+    shuffled = (_best(a, rng.permuted(b, axis=1)) for _ in range(SHUFFLES))
+    null = float(np.mean([mean(chance, places) for places, chance in shuffled]))
+    matched = mean(best, order)
+    if matched < null + ABOVE_CHANCE:
+        return Matching(own, cosines, by_index, matched, null, None)
+    return Matching(order, best, by_index, matched, null, "cosine")
 
 
-def _directions(kernels: NDArray[Any]) -> Array:
-    """Filters as unit vectors; zero, or not finite, filters as zeros."""
+def _directions(kernels: NDArray[Any]) -> tuple[Array, Array]:
+    """Filters as unit vectors, and their norms; zero, or not finite, filters as zeros."""
     flat = kernels.reshape(len(kernels), -1).astype(np.float64)
     flat = np.where(np.isfinite(flat).all(1, keepdims=True), flat, 0.0)
     norm = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.asarray(flat / np.where(norm > 0, norm, 1.0))
+    return np.asarray(flat / np.where(norm > 0, norm, 1.0)), norm[:, 0]
 
 
 def _best(a: Array, b: Array) -> tuple[NDArray[np.intp], Array]:

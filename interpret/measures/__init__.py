@@ -35,6 +35,7 @@ class CallPair:
         neighbours: share of the five nearest images that both agree on; unrelated ones share 5 / (n - 1).
         log_amplification: by how much this call makes the runs less alike than the call before.
         kernels: which kernel is which, where both runs hold this call's kernels and they differ.
+        same_images: whether both saw the very same tensors; else a change may be that of the preprocessing.
         reasons: why numbers are missing.
     """
 
@@ -53,6 +54,7 @@ class CallPair:
     log_amplification: float | None = None
     kernels: Matching | None = None
     maps: Mapping[str, MapAgreement] = field(default_factory=dict)
+    same_images: bool = True
     reasons: tuple[str, ...] = ()
 
     @property
@@ -100,7 +102,7 @@ class CallPair:
     @property
     def diverges(self) -> bool:
         """Whether the output moved by more than rounding explains."""
-        return self.divergence is not None and self.divergence > self.threshold
+        return self.same_images and self.divergence is not None and self.divergence > self.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,11 @@ class Measures:
         """Number of common images."""
         return len(self.common[0])
 
+    @property
+    def other_network(self) -> bool:
+        """Whether calls were paired by similarity: two networks, whose weights have nothing to do with each other."""
+        return any(pair.aligned_by == "similarity" for pair in self.calls)
+
 
 def measure(reference: Run, other: Run) -> Measures:
     """Everything that two runs say of each other.
@@ -162,6 +169,7 @@ def measure(reference: Run, other: Run) -> Measures:
             tensors=tensors[row],
             kernels=kernels.get(row),
             maps=mapped.get(row, {}),
+            same_images=common.how != "own-preprocessing",
             **representations.numbers.get(row, {}),
         )
         for row, (first, second, aligned_by) in enumerate(aligned)

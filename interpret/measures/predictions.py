@@ -21,9 +21,8 @@ class Flip:
 
     Attributes:
         label: None where unknown.
-        leaves_at: key of the first call where this image's row of the Gram matrix moved by more than
-            rounding explains, and by more than that of 95 % of the images whose prediction stayed; None where it moves
-            as the others do.
+        leaves_at: key of the first call where this image's row of the Gram matrix moved further beyond the usual than
+            those of 95 % of the images whose prediction stayed do at any call; None where it moves as the others do.
     """
 
     name: str
@@ -108,8 +107,10 @@ def _leaves_at(
     moved = representations.row_changes
     if common.how == "own-preprocessing" or not moved.size or (~flipped).sum() < LEAST_STAYED:
         return [None] * int(flipped.sum())
-    usual = np.quantile(moved[:, ~flipped], 0.95, axis=1)  # NaN where a Gram is missing, and then nothing exceeds it
-    leaves = moved[:, flipped] > np.maximum(usual, representations.thresholds)[:, None]
+    usual = np.maximum(np.quantile(moved[:, ~flipped], 0.95, axis=1), representations.thresholds)
+    excess = np.nan_to_num(moved / usual[:, None])  # 0 where a Gram is missing
+    # among so many calls every image is beyond the usual somewhere: what counts is how far those that stayed ever get
+    leaves = excess[:, flipped] > np.quantile(excess[:, ~flipped].max(0), 0.95)
     calls = [first for row in representations.rows if (first := aligned[row][0])]
     return [calls[where.argmax()].key if where.any() else None for where in leaves.T]
 

@@ -78,6 +78,7 @@ def _run_verdict(subject: Subject, run: Run) -> dict[str, Any]:
         "meaning": meaning,
         "changed": f"{count(changed)} of {count(weighted)} calls with weights",
         "first": subject.layer.get(first) if first else None,
+        "no_first": "two networks" if any(entry.get("aligned_by") == "similarity" for entry in numbers) else "none",
         "ranking": [
             (subject.layer[key], number(subject.layer[key].numbers.get(label, {}).get("weight_change")))
             for key in ranking[:ROWS_PER_RANKING]
