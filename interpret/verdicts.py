@@ -10,6 +10,7 @@ from interpret.measures import CallPair, Measures
 from interpret.measures.weights import TensorPair
 
 VERDICTS = ("identical", "same-function", "localized", "widespread", "different-architecture", "not-comparable")
+BASE_SHARE = 0.1  # of the typical change of all tensors: what is far below it does not stand out, even where alone
 STANDS_OUT = 10.0  # times the median of its kind: int8 everywhere stays below 5, a damaged layer reaches 50
 
 
@@ -40,10 +41,11 @@ def ranking(measures: Measures) -> tuple[str, ...]:
     """Keys of the suspicious calls, most suspicious first; empty where nothing differs, and between two networks.
 
     Calls whose shapes differ come first, in order of execution. Then calls with changed weights, by how far each
-    stands out: its change over the typical change of all that changed plus the typical change of the other tensors of
-    its kind. So one damaged kernel comes before kernels that all were rounded, and before the running statistics that
-    moved because of it. A call whose output moves although its own weights are equal is a consequence and left out,
-    unless no weights differ at all: then the calls come in order of execution.
+    stands out: its change over the typical change of the other tensors of its kind (0 where most are equal) plus a
+    tenth of the typical change of all that changed. So one damaged kernel comes before kernels that all were
+    rounded, and before the running statistics that moved because of it. A call whose output moves although its own
+    weights are equal is a consequence and left out, unless no weights differ at all: then the calls come in order
+    of execution.
     """
     if measures.other_network:
         return ()
@@ -136,7 +138,7 @@ def _suspicion(measures: Measures) -> Mapping[str, float]:
 
     def stands_out(pair: CallPair, tensor: TensorPair) -> float:
         others = _without(groups[_kind(pair, tensor)], tensor.change or 0.0)
-        scale = typical + (median(others) if others else typical)
+        scale = median(others or [typical]) + BASE_SHARE * typical
         return (tensor.change or 0.0) / scale if scale else 0.0
 
     return {

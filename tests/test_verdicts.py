@@ -188,5 +188,21 @@ def test_the_only_one_of_its_kind_is_held_against_the_others_of_its_name(referen
     assert alone == {"fc": 1.0}, "nothing else changed to hold it against"
 
 
+def test_one_damaged_kernel_comes_before_running_statistics_that_all_moved(reference):
+    """As after forwards in training mode: statistics of all normalizations move by far more than the kernel."""
+    rng = np.random.default_rng(4)
+    weights = zeroed_filters(WEIGHTS, "layer2.conv.weight", share=1 / 16)
+    for name, array in WEIGHTS.items():
+        if "running_" in name:
+            weights[name] = (array * rng.uniform(0.6, 1.5, array.shape)).astype(np.float32)
+    found = against(reference, weights)
+    assert ranking(found)[0] == "layer2.conv"
+    assert max(pair.weight_change for pair in found.calls if pair.weight_change) > calls_of(found)["layer2.conv"]
+
+
+def calls_of(measures):
+    return {pair.key: pair.weight_change for pair in measures.calls}
+
+
 def test_every_case_ends_in_a_verdict_that_is_known():
     assert {expected for _, expected, _ in CASES.values()} < set(VERDICTS)
