@@ -135,7 +135,7 @@ def test_what_the_prose_claims_holds_for_its_figures() -> None:
     assert min(maps["int8_pearson"], maps["noise_pearson"]) >= comparison.compared.SAME_MAPS
     assert max(maps["tuned_pearson"], maps["untrained_pearson"]) < maps["null_gaussian"]
     assert maps["untrained_empty"] == 1  # "1 map of the random network is empty"
-    assert flips["stayed_share"] < 0.1
+    assert flips["stayed_share"] < 0.2
     assert flips["share_of_calls"] < 0.1
     assert pairs["same_best"] < pairs["same_stage"]
     assert kernels["lite1_matched"] > kernels["lite1_null"] + comparison.matching.ABOVE_CHANCE
