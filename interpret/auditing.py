@@ -313,10 +313,21 @@ def _setting(
         seed=seed,
         trust=trust,
         features=tuple((pattern, tuple(channels)) for pattern, channels in features.items()),
-        kernels=frozenset(call.key for call in select(trace.calls, kernels)) if kernels else frozenset(),
+        kernels=_convolutions(trace.calls, kernels) if kernels else frozenset(),
         normalization=_normalization(probe),
         forward=forward,
     )
+
+
+def _convolutions(calls: Sequence[Call], patterns: Sequence[str] | str) -> frozenset[str]:
+    """Keys of the convolutions that patterns name, each at least one."""
+    found: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        chosen = {call.key for call in select(calls, pattern) if call.kind == "convolution"}
+        if not chosen:
+            raise LayerError(f"{pattern!r} names no convolution, and only those have kernels; list them by `layers`")
+        found |= chosen
+    return frozenset(found)
 
 
 def _normalization(probe: ProbeImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -585,7 +596,7 @@ def _targets(targets: Any, probe: ProbeImages) -> Callable[[int, int], Any]:
     array = np.asarray(chosen)
     if array.ndim == 0:
         return lambda start, stop: int(array)
-    if array.ndim not in (1, 2) or len(array) < len(probe.pictures):
+    if array.ndim not in (1, 2) or len(array) not in (len(probe.pictures), len(probe.images)):
         raise LayerError(
             f"targets of shape {array.shape} do not fit {len(probe.images)} images; "
             "give one class per image, or an (N, R) array"

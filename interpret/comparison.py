@@ -137,7 +137,7 @@ class Comparison:
              "predictions": {LABEL: {"images", "top1_agreement", "churn", "churn_interval": [low, high], "kl_mean",
                                      "kl_max", "top5_overlap", "logit_change", "labelled", "accuracy",
                                      "reference_accuracy", "negative_flips", "positive_flips",
-                                     "flips": [{"name", "label", "reference_class", "other_class",
+                                     "flips": [{"name", "label", "reference_class", "other_class", "image": int,
                                                 "leaves_at": key or null}]}},
              "mean_cka": [[float or null]], rows and columns as in "runs",
              "timeline": see :meth:`interpret.measures.timeline.Timeline.to_dict`; null where the runs are no three or
@@ -303,7 +303,8 @@ def _findings(runs: Mapping[str, Run], measures: Mapping[str, Measures]) -> tupl
     for label in rest:
         own = [item for item in findings_of(runs[label], label) if item.severity in ("critical", "warning")]
         found += findings_between(measures[label], label)
-        found += [item for item in own if (item.rule, item.layer) not in known]
+        other_network = measures[label].other_network  # whose layers have the same names by chance
+        found += [item for item in own if other_network or (item.rule, item.layer) not in known]
     return most_severe_first(found)
 
 

@@ -52,10 +52,7 @@ def with_operations(model: nn.Module, layers: Sequence[str] | str) -> nn.Module:
         ) from error
     nodes = {name: node for node, name in tracer.node_to_qualname.items() if node.op not in ("output", "get_attr")}
     traced = fx.GraphModule(model, graph, type(model).__name__)
-    present = {name for name, _ in traced.named_modules()}
-    for name, module in model.named_modules():
-        if name not in present and not any(True for _ in module.children()):
-            traced.add_submodule(name, module)  # what does not run belongs to the model as well
+    _complete(traced, model)
     for pattern in [layers] if isinstance(layers, str) else layers:
         if not pattern.startswith(PREFIX):
             continue
@@ -74,3 +71,23 @@ def with_operations(model: nn.Module, layers: Sequence[str] | str) -> nn.Module:
             node.replace_all_uses_with(seen, delete_user_cb=lambda user, seen=seen: user is not seen)
     traced.recompile()
     return traced
+
+
+def _complete(traced: fx.GraphModule, model: nn.Module) -> None:
+    """Give a graph the model's modules and tensors that do not run in it: its state is the model's."""
+    present = {name for name, _ in traced.named_modules(remove_duplicate=False)}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name not in present and not any(True for _ in module.children()):
+            traced.add_submodule(name, module)
+    known = set(traced.state_dict())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        path, _, leaf = name.rpartition(".")
+        if name in known or not isinstance(tensor, Tensor):
+            continue
+        if path and path not in dict(traced.named_modules(remove_duplicate=False)):
+            traced.add_submodule(path, nn.Module())
+        owner = traced.get_submodule(path)
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)

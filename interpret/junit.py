@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from interpret.errors import InterpretError
 from interpret.evidence import unique_labels
 from interpret.policies import KEPT, NOT_CHECKED, VERDICTS, VIOLATED, Check, PolicyResult, shown
 
@@ -47,8 +48,11 @@ def write_junit(result: PolicyResult, file: str | Path) -> None:
         ET.SubElement(suite, "system-out").text = "\n".join(_xml(line) for line in kept)
         ET.SubElement(suite, "system-err")
     ET.indent(root)
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    ET.ElementTree(root).write(file, encoding="utf-8", xml_declaration=True)
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        ET.ElementTree(root).write(file, encoding="utf-8", xml_declaration=True)
+    except (OSError, ValueError) as error:
+        raise InterpretError(f"JUnit file {str(file)!r} cannot be written: {error}") from error
 
 
 def _test_name(check: Check) -> str:

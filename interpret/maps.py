@@ -16,7 +16,7 @@ from interpret.functional.cam import ONE_PASS_METHODS, check_methods, eigen_cam,
 from interpret.hooks import backward, gradient_leaf, in_float32, observed, undisturbed, visiting, with_gradients
 from interpret.perturbation import Progress, Scene, ablation_maps, head_maps, ignore, pooled_call, score_maps
 from interpret.replay import Memory
-from interpret.targets import Target, Targets, of_image, resolve
+from interpret.targets import Target, Targets, of_image, refuse_nothing, resolve
 from interpret.tracing import Forward, features, run, select, trace
 
 DEFAULT_METHODS = ONE_PASS_METHODS
@@ -387,6 +387,7 @@ def class_activation_maps(
         for method in own:
             where = own_layers(method, scenes[0], layers)
             maps |= own_pass(method, scenes, where, report)
+        refuse_nothing([scene.target for scene in scenes])
         indices = torch.cat([scene.target.indices for scene in scenes])
     many = indices.shape[1] > 1
     order = {call.key: call.position for call in table}

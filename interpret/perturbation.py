@@ -17,7 +17,7 @@ from interpret.evidence import Call
 from interpret.functional.cam import ablation_cam, cam, channel_masks, score_cam
 from interpret.hooks import visiting
 from interpret.replay import Memory, Tail
-from interpret.targets import Target, Targets, resolve
+from interpret.targets import Target, Targets, resolve_each
 from interpret.tracing import Forward, features, run
 
 CHUNK_BYTES = 48 << 20  # of the outputs of one chunk of copies that are alive at a time
@@ -70,7 +70,7 @@ class Scene:
     def settle(self, output: Any) -> None:
         """Fix the target by the model's output for the image."""
         if self._target is None:
-            self._target = resolve(output, self._targets)
+            self._target = resolve_each(output, self._targets)
 
     @property
     def again(self) -> Forward | None:

@@ -22,6 +22,7 @@ from interpret.comparison import Comparison, compare
 from interpret.errors import InterpretError, did_you_mean
 from interpret.evidence import KINDS, Evidence, as_evidence
 from interpret.findings import SEVERITIES, Finding, findings_between, findings_of, most_severe_first
+from interpret.findings.advice import ADVICE
 from interpret.findings.alone import RUN_RULES
 from interpret.findings.compared import RULES
 from interpret.measures.runs import Health
@@ -33,6 +34,7 @@ DEFAULT = "default"
 NEEDS_REFERENCE = "needs a reference"
 NUMERIC = ("min", "max", "max_increase", "max_decrease")
 MISSING = ("ignore", "fail")
+EXACT = ("silent-units-appeared",)  # findings that need the very same images
 SUBJECTS = ('value = "dead_units"', 'finding = "*"')
 SHOWN = 10  # violations of one rule in the table, before it sums up the rest
 
@@ -322,6 +324,8 @@ def read_policy(file: str | Path | None = None) -> Policy:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InterpretError(f"the policy {source} is not TOML: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InterpretError(f"the policy {source!r} cannot be read: {error}") from error
     for key in content:
         if key != "rule":
             raise InterpretError(f"the policy {source} has an unknown table {key!r}; a policy is a list of [[rule]]")
@@ -451,6 +455,12 @@ class _Compared:
         """Whether a value or finding says nothing of a run alone."""
         return self.alone and name.partition(".")[0] not in self._own
 
+    def can_find(self, rule: str, run: str) -> bool:
+        """Whether what a rule of findings looks at was there to be looked at."""
+        needed = ADVICE[rule].needs
+        found = self.values[run].get(f"comparable.{needed}")
+        return not needed or self.alone or (found == "exact" if rule in EXACT else found not in (None, "no"))
+
     def _layer(self, layer: Mapping[str, Any], run: str) -> _Layer:
         entry = layer["runs"][run]
         reference = {} if self.alone else layer["runs"][self.comparison.reference]
@@ -505,7 +515,7 @@ class _Plan:
 
     def cells(self) -> set[tuple[str | None, str]]:
         """Every layer (None: the run) with every name."""
-        return {(layer, name) for layer in (self.layers or {None}) for name in self.names}
+        return {(layer, name) for layer in ({None} if self.layers is None else self.layers) for name in self.names}
 
 
 def _plan(rule: Rule, where: str, compared: _Compared) -> _Plan:
@@ -709,7 +719,10 @@ def _check_findings(plan: _Plan, run: str, compared: _Compared) -> Iterator[Chec
     severe = [finding for finding in about if SEVERITIES.index(finding.severity) <= limit]
     for found in severe:
         yield Check(run, rule.name, found.layer, found.rule, found.severity, None, rule.limit, VIOLATED, found.message)
-    if not severe:
+    lost = [name for name in plan.names if not compared.can_find(name, run)]
+    if lost and (rule.missing == "fail" or len(lost) == len(plan.names)) and not severe:
+        yield _missing(rule, run, None, ", ".join(lost), compared.reasons[run] or "not recorded, or not comparable")
+    elif not severe:
         worst = about[0].severity if about else "none"
         yield Check(run, rule.name, None, ", ".join(rule.finding), worst, None, rule.limit, KEPT)
 

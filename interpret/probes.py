@@ -112,6 +112,8 @@ def read_probe(folder: str | Path, *, display_count: int | None = None) -> Probe
         ImageError: no probe set is there, a newer release wrote it, a file of it was changed, or it has too few
             pictures.
     """
+    if display_count is not None and (isinstance(display_count, bool) or not isinstance(display_count, int)):
+        raise ImageError(f"display count {display_count!r} is no whole number")
     folder = Path(folder)
     content = _read_index(folder)
     try:
@@ -188,7 +190,10 @@ def _new_folder(folder: Path) -> Iterator[None]:
     existed = folder.exists()
     if existed and (not folder.is_dir() or any(folder.iterdir())):
         raise ImageError(f"{str(folder)!r} is not empty; give a new or empty folder for the probe set")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"folder {str(folder)!r} cannot be made: {error}") from error
     try:
         yield
     except BaseException:
@@ -246,7 +251,7 @@ def _stored_target(target: Any, probe: ProbeImages) -> str | int | list[list[int
         raise LayerError(f"targets of type {classes.dtype} are no class indices; give integers")
     if classes.ndim == 0:
         return int(classes)
-    if classes.ndim > 2 or len(classes) < shown or 0 in classes.shape[1:]:
+    if classes.ndim > 2 or len(classes) not in (shown, len(probe)) or 0 in classes.shape[1:]:
         raise LayerError(
             f"targets of shape {classes.shape} do not fit {len(probe)} images; "
             "give one class per image, or an (N, R) array"

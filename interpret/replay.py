@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -45,7 +44,8 @@ class Memory:
     """What the modules without children gave in one forward of one image, so that the same forward again costs little.
 
     Both :meth:`first` and :meth:`again` are called as the user's ``forward`` is. Not remembered, and so run again, are
-    modules that write to what they are given, or whose output something wrote to later.
+    modules that write to what they are given, whose output something wrote to later, or that give a list or a mapping,
+    which may change without a trace.
 
     Args:
         forward: ``(model, images) -> output`` where it is not ``model(images)``.
@@ -94,7 +94,9 @@ class Memory:
             before = _versions(given)
             output = original(*arguments, **keywords)
             handed = {id(leaf) for leaf in pytree.tree_leaves(given)}
-            if _versions(given) == before and not any(id(leaf) in handed for leaf in pytree.tree_leaves(output)):
+            tensors = output if type(output) is tuple else (output,)
+            new = all(isinstance(tensor, Tensor) and id(tensor) not in handed for tensor in tensors)
+            if new and _versions(given) == before:
                 self._outputs[module, occurrence] = output, _versions(output)
             return output
 
@@ -241,9 +243,9 @@ class Tail(AbstractContextManager["Tail"]):
             return output
         for key in list(self._memory)[inside:]:  # what ran inside it never runs again
             del self._memory[key]
-        kept = output
-        if (self._names[module], occurrence) in self._overwritten:
-            kept = pytree.tree_map_only(Tensor, torch.clone, output)
+        overwritten = (self._names[module], occurrence) in self._overwritten
+        # a copy of lists and mappings, which the model may change
+        kept = pytree.tree_map(lambda leaf: leaf.clone() if overwritten else leaf, output)
         self._memory[module, occurrence] = _Remembered(kept, self._ran - before)
         return output
 

@@ -69,6 +69,7 @@ class Target(ABC):
     """
 
     indices: Tensor
+    found = True  # False where no image has what is to be explained
 
     @abstractmethod
     def scores(self, output: Any, image: int | None = None) -> Tensor:
@@ -83,6 +84,7 @@ class _OneOf(Target):
     def __init__(self, whole: Target, image: int) -> None:
         self.whole, self.image = whole, image
         self.indices = whole.indices[image : image + 1]
+        self.found = whole.found
 
     def scores(self, output: Any, image: int | None = None) -> Tensor:
         return self.whole.scores(output, self.image)
@@ -92,6 +94,7 @@ class _Several(Target):
     def __init__(self, parts: Sequence[Target]) -> None:
         self.parts = parts
         self.indices = torch.cat([part.indices for part in parts], 1)
+        self.found = all(part.found for part in parts)
 
     def scores(self, output: Any, image: int | None = None) -> Tensor:
         return torch.cat([part.scores(output, image) for part in self.parts], 1)
@@ -165,8 +168,7 @@ class _Detections(Target):
 
     def __init__(self, output: Sequence[Mapping[str, Tensor]], targets: Any) -> None:
         best = [int(item["labels"][item["scores"].argmax()]) if len(item["scores"]) else -1 for item in output]
-        if max(best) < 0 and (targets is None or isinstance(targets, str)):
-            raise LayerError("nothing was detected in these images; lower the model's score threshold")
+        self.found = max(best) >= 0 or not (targets is None or isinstance(targets, str))
         self.indices = _class_indices(targets, torch.tensor(best), None)
         rows = zip(output, self.indices.tolist(), strict=True)
         self.boxes = [[self._box(item, label) for label in row] for item, row in rows]
@@ -273,12 +275,26 @@ def resolve(output: Any, targets: Targets) -> Target:
             detections.
 
     Raises:
-        LayerError: a class index is out of range, or the number of targets does not fit the images.
+        LayerError: a class index is out of range, the number of targets does not fit the images, or nothing was
+            detected in any of them.
     """
+    target = resolve_each(output, targets)
+    refuse_nothing([target])
+    return target
+
+
+def refuse_nothing(targets: Sequence[Target]) -> None:
+    """Raise a LayerError where none of several targets was found in its images."""
+    if not any(target.found for target in targets):
+        raise LayerError("nothing was detected in these images; lower the model's score threshold")
+
+
+def resolve_each(output: Any, targets: Targets) -> Target:
+    """What :func:`resolve` gives, also where nothing was detected: then the class is -1."""
     if callable(targets):
         return _Callable(targets, output)
     if are_several(targets):
-        return _Several([resolve(output, target) for target in targets])
+        return _Several([resolve_each(output, target) for target in targets])
     answer = answer_of(output)
     if isinstance(answer, Tensor) and answer.ndim == 4:
         return _Regions(answer, targets)
@@ -301,7 +317,8 @@ def of_image(targets: Targets, image: int, count: int) -> Targets:
     if isinstance(targets, Target):
         return targets.of(image)
     if callable(targets):
-        return getattr(targets, "of", lambda _: targets)(image)
+        narrowed = getattr(targets, "of", lambda _: targets)(image)
+        return lambda output: narrowed(output)  # narrowed once: without an `of` of its own
     if are_several(targets):
         return [of_image(target, image, count) for target in targets]
     if targets is None or isinstance(targets, str):

@@ -102,6 +102,12 @@ def test_calls_that_only_chance_would_pair_have_no_counterpart(reference):
     assert len(pairs) <= 4, "of 20 calls, at chance"
 
 
+def test_with_so_few_images_that_chance_reaches_everything_names_are_all_there_is():
+    images = probe(4)
+    measures = measure(Run(bundle(WEIGHTS, images=images)), Run(bundle(DEEPER, images=images)))
+    assert {pair.aligned_by for pair in measures.calls if pair.presence == "paired"} == {"name"}
+
+
 def test_without_common_images_names_are_all_there_is(reference):
     measures = measure(reference, Run(bundle(DEEPER, images=probe(16, seed=4))))
     assert {pair.aligned_by for pair in measures.calls if pair.presence == "paired"} == {"name"}

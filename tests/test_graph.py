@@ -105,13 +105,19 @@ def test_an_audit_records_operations(tmp_path: Path) -> None:
     """Its maps are those of the public call; the model keeps its name, its weights and what does not run."""
     model, images, wanted = lively("resnet18"), photos(64), ["fx:layer4.*.add", "layer4.1.conv2"]
     model.spare = nn.Conv2d(1, 2, 3)
+    model.layer1[0].register_parameter("loose", nn.Parameter(torch.ones(3)))  # of a container that does not run
+    model.layer1[1].register_buffer("counter", torch.zeros(2))
+    model.second = model.spare
     with interpret.audit(model, images, layers=wanted, methods=["grad-cam", "ablation-cam"]) as evidence:
         plain = interpret.audit(model, images, layers=["layer4.1.conv2"], methods=["grad-cam"])
         assert evidence.manifest.status == "complete"
         assert evidence.manifest.model["name"] == "ResNet"
         assert evidence.manifest.model["parameters"] == plain.manifest.model["parameters"]
         assert evidence.manifest.checkpoint["state_sha256"] == plain.manifest.checkpoint["state_sha256"]
-        assert evidence.manifest.unused == plain.manifest.unused == ("spare.weight", "spare.bias")
+        assert {"spare.weight", "second.bias"} <= set(evidence.manifest.unused)
+        found = interpret.compare(plain, evidence)
+        (label,) = found.others
+        assert found.verdict[label] == "identical", "a graph is the same network without containers"
         maps = interpret.class_activation_maps(model, images, ["grad-cam", "ablation-cam"], layers=wanted)
         for method, key in maps:
             stored = torch.from_numpy(evidence.array("maps", f"{method}/{key}"))[:, 0]

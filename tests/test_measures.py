@@ -22,7 +22,9 @@ from bundles import (
 )
 from interpret.functional import agreement, similarity
 from interpret.measures import measure
-from interpret.measures.representations import mean_cka
+from interpret.measures.alignment import align, common_images
+from interpret.measures.predictions import _leaves_at, quantile_of_others
+from interpret.measures.representations import compare_representations, mean_cka
 from interpret.measures.runs import Run
 
 WEIGHTS = network()
@@ -425,41 +427,59 @@ def test_predictions_by_hand():
     ]
 
 
-def test_a_flipped_image_leaves_the_others_where_it_moved(reference):
+def test_a_flipped_image_leaves_the_others_where_it_moved():
     """From layer2.conv on one image's row of the Gram moved by half; all images moved by 1 % from conv1 on."""
     image, start = 6, "layer2.conv"
+    images = probe(32)
+    reference = Run(bundle(WEIGHTS, images=images))
 
     def put(content):
         keys = [call.key for call in content["manifest"]["calls"]]
-        place = np.zeros((16, 16), int)
-        place[np.triu_indices(16)] = np.arange(136)
+        place = np.zeros((32, 32), int)
+        place[np.triu_indices(32)] = np.arange(528)
         place = np.maximum(place, place.T)
         content["layers"]["gram"] = content["layers"]["gram"] * np.float32(1.01)
         for position in range(keys.index(start), len(keys)):
             content["layers"]["gram"][position, place[image]] *= np.float32(1.5)
         content["predictions"]["logits"][image] = np.roll(content["predictions"]["logits"][image], 1)
 
-    found = against(reference, edit=put).predictions
+    found = against(reference, images=images, edit=put).predictions
     assert [(flip.name, flip.leaves_at) for flip in found.flips] == [("image_06.png", start)]
 
     def flip_alone(content):
         content["predictions"]["logits"][image] = np.roll(content["predictions"]["logits"][image], 1)
 
-    assert [flip.leaves_at for flip in against(reference, edit=flip_alone).predictions.flips] == [None]
+    assert [flip.leaves_at for flip in against(reference, images=images, edit=flip_alone).predictions.flips] == [None]
 
 
-def test_images_that_flip_by_chance_leave_nobody():
-    """Noise everywhere; a quarter of the images is said to have flipped. About one in twenty may leave by chance."""
+@pytest.mark.parametrize("stayed", [20, 28, 48])
+def test_images_that_flip_by_chance_seldom_leave(stayed):
+    """Noise everywhere; which of the images flipped is drawn at random, many times: about one in twenty leaves."""
     images = probe(64)
+    before, after = (Run(bundle(weights, images=images)) for weights in (WEIGHTS, noisy(WEIGHTS, 0.05)))
+    common = common_images(before, after)
+    aligned = align(before, after, common)
+    representations = compare_representations(before, after, aligned, common)
+    rng, share = np.random.default_rng(0), []
+    for _ in range(60):
+        chosen = rng.permutation(64)[: stayed + 10]
+        cut = dataclasses.replace(representations, row_changes=representations.row_changes[:, chosen])
+        flipped = np.arange(len(chosen)) >= stayed
+        share.append(np.mean([key is not None for key in _leaves_at(flipped, common, aligned, cut)]))
+    assert 0.01 < np.mean(share) < 0.12
 
+
+def test_quantile_of_others_by_hand():
+    values = np.random.default_rng(0).normal(size=(3, 21))
+    expected = [[np.quantile(np.delete(row, place), 0.95) for place in range(21)] for row in values]
+    assert quantile_of_others(values, 0.95) == pytest.approx(np.array(expected), abs=1e-12)
+
+
+def test_too_few_images_stayed_to_say_what_is_usual(reference):
     def flip(content):
-        content["predictions"]["logits"] = forward(WEIGHTS, images)[-1].output.astype(np.float32)
-        content["predictions"]["logits"][:16] = np.roll(content["predictions"]["logits"][:16], 1, axis=1)
+        content["predictions"]["logits"][:2] = np.roll(content["predictions"]["logits"][:2], 1, axis=1)
 
-    measures = measure(Run(bundle(WEIGHTS, images=images)), Run(bundle(noisy(WEIGHTS, 0.05), images=images, edit=flip)))
-    flips = measures.predictions.flips
-    assert len(flips) == 16
-    assert sum(flip.leaves_at is not None for flip in flips) <= 3
+    assert [flip.leaves_at for flip in against(reference, edit=flip).predictions.flips] == [None, None]
 
 
 def test_without_labels_there_are_no_flips(reference):

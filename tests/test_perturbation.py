@@ -335,6 +335,98 @@ def test_targets_are_taken_image_by_image(targets: object) -> None:
             interpret.class_activation_maps(model, images, methods, layers=["layer4"], targets=[1, 2])
 
 
+class Like:
+    """A callable target by the documented protocol, without any guard against a second `of`."""
+
+    def __init__(self, references: Tensor) -> None:
+        self.references = references
+
+    def __call__(self, output: Tensor) -> Tensor:
+        return functional.cosine_similarity(output, self.references.expand_as(output))
+
+    def of(self, image: int) -> "Like":
+        return Like(self.references[image])
+
+
+def test_a_callable_target_is_narrowed_once() -> None:
+    model, images = lively("resnet18"), photos(64)[:3]
+    target = Like(torch.randn((3, 1000), generator=torch.Generator().manual_seed(1)))
+    alone = interpret.class_activation_maps(model, images, ["ablation-cam"], layers=["layer4"], targets=target)
+    beside = interpret.class_activation_maps(
+        model, images, ["grad-cam", "ablation-cam"], layers=["layer4"], targets=target
+    )
+    torch.testing.assert_close(alone["ablation-cam", "layer4"], beside["ablation-cam", "layer4"], rtol=1e-5, atol=1e-7)
+
+
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(x.chunk(2, 1))
+
+
+class Grown(nn.Module):
+    """Appends to the list that a module gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.halves, self.conv = Halves(), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.halves(x)
+        parts.append(self.conv(parts[-1]))
+        return torch.stack(parts).sum(0)
+
+
+def test_lists_that_the_model_changes_are_not_remembered_changed() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), Grown(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    for method in ("eigen-cam", "ablation-cam"):
+        alone = interpret.class_activation_maps(model, IMAGES[:1], [method], layers=["1"])
+        beside = interpret.class_activation_maps(model, IMAGES[:1], ["grad-cam", method], layers=["1"])
+        torch.testing.assert_close(alone[method, "1"], beside[method, "1"], rtol=1e-5, atol=1e-7)
+    with hooks.undisturbed(model), torch.no_grad():
+        calls = trace(model, IMAGES[:1], counted=False).calls
+        call = select(calls, "2")[0]
+        with Tail(model, IMAGES[:1], call, calls) as tail:
+            again = tail(tail.output.repeat(2, 1, 1, 1))
+        torch.testing.assert_close(again[0], tail.result[0], rtol=1e-5, atol=1e-6)
+
+
+class Finder(nn.Module):
+    """Detects what is bright, one box an image, or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        found = []
+        for score in self.conv(images).abs().mean((1, 2, 3)):
+            keep = slice(0, int(score > 0.1))
+            found.append(
+                {
+                    "boxes": torch.tensor([[1.0, 1.0, 6.0, 6.0]])[keep],
+                    "labels": torch.tensor([1])[keep],
+                    "scores": score[None][keep],
+                }
+            )
+        return found
+
+
+def test_one_image_without_detections_does_not_refuse_the_others() -> None:
+    torch.manual_seed(0)
+    model = Finder()
+    nn.init.zeros_(model.conv.bias)
+    images = torch.stack([IMAGES[0] + 1, torch.zeros_like(IMAGES[0])])
+    for methods in (["ablation-cam"], ["grad-cam", "ablation-cam"]):
+        maps = interpret.class_activation_maps(model, images, methods, layers=["conv"])
+        assert maps.targets.tolist() == [[1], [-1]]
+    for methods in (["ablation-cam"], ["grad-cam"]):
+        with pytest.raises(LayerError, match="nothing was detected in these images"):
+            interpret.class_activation_maps(model, images[1:], methods, layers=["conv"])
+
+
 @pytest.mark.parametrize("layer", ["a", "relu", "b", "inner", "relu#1", "pair", "c", "relu#2"])
 def test_replaying_shared_modules_and_in_place_sums(layer: str) -> None:
     torch.manual_seed(1)

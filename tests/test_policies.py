@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 import interpret
-from bundles import bundle, int8, network, permuted, probe, zeroed_filters
+from bundles import bundle, int8, network, noisy, permuted, probe, zeroed_filters
 from interpret import cli
 from interpret.comparison import compare
 from interpret.errors import InterpretError
@@ -70,6 +70,41 @@ def violations(result: PolicyResult) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------------ what is checked
+
+
+def test_findings_that_could_not_be_made_are_not_kept(tmp_path):
+    """Without maps, or without common images, a rule about them saw nothing."""
+
+    def without_maps(content):
+        del content["maps"]
+
+    weights = network()
+    known, new = bundle(weights, edit=without_maps), bundle(noisy(weights, 0.001), edit=without_maps)
+    other_images = bundle(noisy(weights, 0.001), images=probe(16, seed=3))
+    policy = tmp_path / "policy.toml"
+    rules = [f'[[rule]]\nfinding = "{name}"\nfail_on = "warning"\n' for name in ("maps-moved", "silent-units-appeared")]
+    policy.write_text("".join([*rules, '[[rule]]\nvalue = "status"\none_of = ["complete"]\n']))
+    verdicts = {check.rule: check.verdict for check in check_policy(known, new, policy=policy).checks}
+    assert [verdict for rule, verdict in verdicts.items() if "maps" in rule] == ["not checked"]
+    assert [verdict for rule, verdict in verdicts.items() if "silent" in rule] == ["kept"]
+    verdicts = {
+        check.rule: check.verdict for check in check_policy(bundle(weights), other_images, policy=policy).checks
+    }
+    assert [verdict for rule, verdict in verdicts.items() if "silent" in rule] == ["not checked"]
+    policy.write_text('[[rule]]\nfinding = "maps-moved"\nfail_on = "warning"\nmissing = "fail"\n')
+    assert check_policy(known, new, policy=policy).violated
+
+
+def test_rules_for_layers_that_a_network_lacks_do_not_contradict(tmp_path):
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        "".join(
+            f'[[rule]]\nname = "{name}"\nvalue = "dead_units"\nlayers = ["{name}*"]\nmissing = "ignore"\n{limit}\n'
+            for name, limit in (("foo", "min = 5"), ("bar", "max = 3"))
+        )
+        + '[[rule]]\nvalue = "status"\none_of = ["complete"]\n'
+    )
+    assert not check_policy(bundle(network()), bundle(network()), policy=policy).violated
 
 
 def test_the_default_policy_keeps_rounding_and_stops_damage(folder: Path) -> None:

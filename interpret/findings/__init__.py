@@ -50,7 +50,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The finding and its advice, for JSON."""
-        return dataclasses.asdict(self) | dataclasses.asdict(self.advice)
+        advice = self.advice
+        return dataclasses.asdict(self) | {"meaning": advice.meaning, "next": advice.next, "place": advice.place}
 
 
 def findings_of(evidence: Evidence | Run, label: str | None = None) -> tuple[Finding, ...]:

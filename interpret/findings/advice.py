@@ -14,11 +14,13 @@ class Advice:
         meaning: what follows from it, and what does not.
         next: what to look at, or to do, next.
         place: id of the report's section that shows it; a finding about a call points at the call's row or chapter.
+        needs: what two runs must have in common for the rule to see anything: "activations", "maps" or "predictions".
     """
 
     meaning: str
     next: str
     place: str
+    needs: str = ""
 
 
 ADVICE: Mapping[str, Advice] = {
@@ -94,6 +96,7 @@ ADVICE: Mapping[str, Advice] = {
         "Something outside the checkpoint differs: code, library, device, or state that is not saved.",
         "Compare the environments in the table of provenance, and the code of the first call.",
         "identity",
+        "activations",
     ),
     "same-function-other-weights": Advice(
         "The weights differ, and the network computes the same: a re-export, or reordered channels.",
@@ -149,34 +152,43 @@ ADVICE: Mapping[str, Advice] = {
         "The behaviour changed on these images; the interval says what that allows to say of others.",
         "Look at the flipped images and at the maps of both runs.",
         "predictions",
+        "predictions",
     ),
     "flips-though-alike": Advice(
         "Representations agree, and decisions do not: the images lie near the boundary, or the head moved.",
         "Look at how sure the reference was of the flipped images.",
         "predictions",
+        "predictions",
     ),
     "where-flips-begin": Advice(
-        "From this call on these images are treated unlike the rest.", "Look at this call's activations.", "predictions"
+        "From this call on these images are treated unlike the rest.",
+        "Look at this call's activations.",
+        "predictions",
+        "predictions",
     ),
     "silent-units-appeared": Advice(
         "Capacity was lost: these units no longer tell images apart.",
         "Look at the weights and the normalization of the call named.",
         "overview",
+        "activations",
     ),
     "maps-moved": Advice(
         "The network rests its answer on other places than before; with equal accuracy that can still be a shortcut.",
         "Look at the maps of both runs over the photos: are they still on the object?",
         "predictions",
+        "maps",
     ),
     "first-difference": Advice(
         "Upstream of this call the runs are one network on these images.",
         "Look at this call's weights, or the code before it.",
         "chapters",
+        "activations",
     ),
     "least-similar": Advice(
         "This is where the effect is largest, not where its cause lies.",
         "Look at the first divergence and the changed weights for the cause.",
         "overview",
+        "activations",
     ),
     "few-common-images": Advice(
         "Numbers of so few images swing by chance.", "Audit both runs on the same 32 images or more.", "identity"

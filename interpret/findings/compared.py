@@ -298,14 +298,17 @@ def where_flips_begin(measures: Measures) -> Iterator[Draft]:
 
 def silent_units_appeared(measures: Measures) -> Iterator[Draft]:
     """Units that died or became constant."""
-    if measures.activations != "exact":
+    if measures.activations != "exact" or measures.other_network:
         return  # other images wake other units
     kinds = {"never rise above 0": _dead, "give the same value everywhere": _constant}
     for what, count in kinds.items():
         grown = [
             pair
             for pair in measures.calls
-            if pair.presence == "paired" and count(pair.other_health) > count(pair.health)
+            if pair.reference
+            and pair.other
+            and pair.reference.channels == pair.other.channels
+            and count(pair.other_health) > count(pair.health)
         ]
         if not grown:
             continue

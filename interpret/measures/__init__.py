@@ -20,6 +20,8 @@ from interpret.measures.representations import DIVERGENCE_THRESHOLD, NOISE_FACTO
 from interpret.measures.runs import Health, Run
 from interpret.measures.weights import TensorPair, compare_weights
 
+OPERATION = "fx:"  # begins the key of a functional operation, in the call table of a model that was run as a graph
+
 
 @dataclass(frozen=True, slots=True)
 class CallPair:
@@ -159,6 +161,7 @@ def measure(reference: Run, other: Run) -> Measures:
     mapped, maps, no_maps = compare_maps(reference, other, aligned)
     predictions, no_predictions = compare_predictions(reference, other, common, aligned, representations)
     kernels = match_kernels(reference, other, aligned)
+    graph = any(key.startswith(OPERATION) for run in (reference, other) for key in run.evidence.call)
     calls = tuple(
         CallPair(
             reference=first,
@@ -179,7 +182,7 @@ def measure(reference: Run, other: Run) -> Measures:
         other=other.evidence,
         calls=calls,
         unused=unused,
-        same_architecture=all(_alike(pair) for pair in calls),
+        same_architecture=all(_alike(pair) for pair in calls if not (graph and _only_in_one_form(pair))),
         weights=no_weights is None,
         activations=common.how,
         common=(tuple(common.here.tolist()), tuple(common.there.tolist())),
@@ -189,6 +192,11 @@ def measure(reference: Run, other: Run) -> Measures:
         images_reason=common.reason,
         reasons=tuple(why for why in (common.reason, no_weights, no_maps, no_predictions) if why is not None),
     )
+
+
+def _only_in_one_form(pair: CallPair) -> bool:
+    """Whether a call is missing only because one run was audited as a graph: operations, and containers of modules."""
+    return pair.presence != "paired" and (pair.key.startswith(OPERATION) or pair.call.kind == "container")
 
 
 def _alike(pair: CallPair) -> bool:

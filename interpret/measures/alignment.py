@@ -88,14 +88,14 @@ def _names_agree(reference: Evidence, other: Evidence) -> bool:
 
 def _by_similarity(reference: Run, other: Run, common: CommonImages) -> dict[str, Call] | None:
     """The other's calls by the reference's keys; None where the runs share too few images, or hold no Grams."""
-    runs = reference, other
-    if len(common.here) < similarity.MINIMUM_IMAGES or not all(run.evidence.has("layers", "gram") for run in runs):
+    runs, chance = (reference, other), similarity.chance_p95(len(common.here))
+    if not chance < 1 or not all(run.evidence.has("layers", "gram") for run in runs):
         return None
     vectors = [
         similarity.cka_vectors(run.grams(np.arange(len(run.calls)), place, recentre=True))
         for run, place in zip(runs, (common.here, common.there), strict=True)
     ]
-    scores = vectors[0] @ vectors[1].T - similarity.chance_p95(len(common.here))
+    scores = vectors[0] @ vectors[1].T - chance
     kinds = [np.array([call.kind for call in run.calls]) for run in runs]
     scores = np.where(kinds[0][:, None] == kinds[1], scores, 0.0)
     pairs = np.array(similarity.monotone_alignment(scores), np.intp).reshape(-1, 2)

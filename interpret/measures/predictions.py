@@ -12,7 +12,7 @@ from interpret.measures.alignment import Aligned, CommonImages
 from interpret.measures.representations import Representations
 from interpret.measures.runs import Array, Run
 
-LEAST_STAYED = 8  # images whose prediction stayed, from which what is usual can be said
+LEAST_STAYED = 20  # images whose prediction stayed: one of them stands for the 5 % that leave by chance
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Flip:
     """One image that the two runs predict differently.
 
     Attributes:
+        image: its place in the reference.
         label: None where unknown.
         leaves_at: key of the first call where this image's row of the Gram matrix moved further beyond the usual than
             those of 95 % of the images whose prediction stayed do at any call; None where it moves as the others do.
@@ -29,6 +30,7 @@ class Flip:
     label: int | None
     reference_class: int
     other_class: int
+    image: int
     leaves_at: str | None = None
 
 
@@ -107,12 +109,31 @@ def _leaves_at(
     moved = representations.row_changes
     if common.how == "own-preprocessing" or not moved.size or (~flipped).sum() < LEAST_STAYED:
         return [None] * int(flipped.sum())
-    usual = np.maximum(np.quantile(moved[:, ~flipped], 0.95, axis=1), representations.thresholds)
-    excess = np.nan_to_num(moved / usual[:, None])  # 0 where a Gram is missing
-    # among so many calls every image is beyond the usual somewhere: what counts is how far those that stayed ever get
-    leaves = excess[:, flipped] > np.quantile(excess[:, ~flipped].max(0), 0.95)
+    stayed, floor = moved[:, ~flipped], representations.thresholds[:, None]
+    usual = np.maximum(np.quantile(stayed, 0.95, axis=1)[:, None], floor)
+    excess = np.nan_to_num(moved[:, flipped] / usual)  # 0 where a Gram is missing
+    # among so many calls every image is beyond the usual somewhere: what counts is how far those that stayed ever get,
+    # each held against the others
+    furthest = np.nan_to_num(stayed / np.maximum(quantile_of_others(stayed, 0.95), floor)).max(0)
+    leaves = excess > np.quantile(furthest, 0.95)
     calls = [first for row in representations.rows if (first := aligned[row][0])]
     return [calls[where.argmax()].key if where.any() else None for where in leaves.T]
+
+
+def quantile_of_others(values: Array, q: float) -> Array:
+    """For each entry the quantile of the others in its row, linear between them as numpy's, shape (L, n), n >= 2."""
+    count = values.shape[1]
+    order = np.argsort(values, 1, kind="stable")
+    ranks = np.argsort(order, 1, kind="stable")
+    ordered = np.take_along_axis(values, order, 1)
+    place = q * (count - 2)
+    low = int(place)
+    high = min(low + 1, count - 2)
+    # without the entry, all behind it move up by one
+    at_low, at_high = (
+        np.where(ranks > index, ordered[:, index, None], ordered[:, index + 1, None]) for index in (low, high)
+    )
+    return np.asarray(at_low + (place - low) * (at_high - at_low))
 
 
 def _compare_logits(
@@ -130,8 +151,9 @@ def _compare_logits(
     divergence = agreement.kl_divergence(first, second)
     names = reference.evidence.manifest.inputs["names"]
     flips = tuple(
-        Flip(names[common.here[i]], int(labels[i]) if known[i] else None, int(before[i]), int(after[i]), leaves_at)
+        Flip(names[place], int(labels[i]) if known[i] else None, int(before[i]), int(after[i]), int(place), leaves_at)
         for i, leaves_at in zip(np.flatnonzero(before != after), leaves, strict=True)
+        for place in common.here[[i]]
     )
     size, other_size = (np.atleast_1d(np.linalg.norm(logits)) for logits in (first, second))
     return Predictions(

@@ -46,9 +46,8 @@ def _row(subject: Subject, index: int, probabilities: Mapping[str, Array]) -> di
     """One probe image: its name, its label, and the top classes of each run (none where the run has no such image)."""
     inputs = subject.reference.manifest.inputs
     cells, leaves = [], []
-    name = str(inputs["names"][index])
     for run in subject.runs:
-        leaves.append(_leaves_at(subject, run.label, name))
+        leaves.append(_leaves_at(subject, run.label, index))
         sample = subject.sample(run.label, index)
         known = run.label in probabilities and sample is not None
         cells.append(_top(subject.evidence[run.label], probabilities[run.label][sample]) if known else [])
@@ -56,7 +55,7 @@ def _row(subject: Subject, index: int, probabilities: Mapping[str, Array]) -> di
     label = inputs["labels"][index] if inputs["labels"] else None
     return {
         "index": index,
-        "name": name,
+        "name": str(inputs["names"][index]),
         "label": class_name(subject.reference, label) if label is not None and label >= 0 else None,
         "cells": cells,
         "leaves": leaves,
@@ -65,10 +64,10 @@ def _row(subject: Subject, index: int, probabilities: Mapping[str, Array]) -> di
     }
 
 
-def _leaves_at(subject: Subject, label: str, name: str) -> Layer | None:
+def _leaves_at(subject: Subject, label: str, image: int) -> Layer | None:
     """The call where an image whose prediction flipped leaves the others; see measures.predictions.Flip."""
     found = {} if subject.comparison is None else subject.comparison["predictions"].get(label) or {}
-    keys = [flip["leaves_at"] for flip in found.get("flips", ()) if flip["name"] == name]
+    keys = [flip["leaves_at"] for flip in found.get("flips", ()) if flip["image"] == image]
     return subject.layer.get(keys[0]) if keys else None
 
 

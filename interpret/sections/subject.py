@@ -117,7 +117,13 @@ class Subject:
     @cached_property
     def layer(self) -> Mapping[str, Layer]:
         """The layers by key; the reference's where two runs use a key for different calls."""
-        return {layer.key: layer for layer in reversed(self.layers)}
+        added = {layer.key: layer for layer in self.layers if layer.position is None}
+        return added | {layer.key: layer for layer in self.layers if layer.position is not None}
+
+    def layer_of(self, label: str, key: str) -> Layer | None:
+        """The layer that a run itself calls so."""
+        own = (layer for layer in self.layers if label in layer.calls and layer.calls[label].key == key)
+        return next(own, None)
 
     @cached_property
     def chapters(self) -> tuple[Layer, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from interpret.findings import findings_of
+from interpret.findings.alone import RUN_RULES
 from interpret.sections.appendix import command
 from interpret.sections.strips import stage_marks, strips
 from interpret.sections.subject import ROWS_PER_RANKING, Run, Subject
@@ -23,6 +24,7 @@ VERDICTS = {
     "different-architecture": ("Different architecture", "Calls were added, removed or reshaped"),
     "not-comparable": ("Not comparable", "The two audits share too little for a verdict"),
 }
+OWN_RULES = frozenset(rule.__name__.replace("_", "-") for rule in RUN_RULES)
 
 
 def build(subject: Subject) -> dict[str, Any]:
@@ -100,7 +102,11 @@ def _against_noise(subject: Subject, label: str, first: str | None) -> str:
 
 def _finding(subject: Subject, finding: Mapping[str, Any]) -> dict[str, Any]:
     run = next((run for run in subject.runs if run.label == finding.get("run")), None)
-    layer = subject.layer.get(finding["layer"]) if finding.get("layer") else None
+    layer, key = None, finding.get("layer")
+    if key and run is not None and finding["rule"] in OWN_RULES:  # of one run alone: by its own names
+        layer = subject.layer_of(run.label, key)
+    elif key:
+        layer = subject.layer.get(key)
     said = {name: finding[name] for name in ("severity", "message", "meaning", "next", "place")}
     return {**said, "run": run, "layer": layer}
 
