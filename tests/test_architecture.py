@@ -66,7 +66,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "findings": ({"errors", "evidence", "measures", "verdicts"}, set()),
     "comparison": ({"errors", "evidence", "functional", "measures", "verdicts", "findings"}, {"numpy"}),
     "policies": ({"errors", "evidence", "measures", "findings", "comparison"}, set()),
-    "junit": ({"evidence", "policies"}, set()),
+    "junit": ({"errors", "evidence", "policies"}, set()),
     "drawing": ({"errors", "evidence"}, {"numpy", "PIL", "matplotlib"}),
     "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe"}),
     "fonts": (set(), {"fontTools"}),
