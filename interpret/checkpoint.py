@@ -10,18 +10,19 @@ import pickle
 import pickletools
 import re
 import struct
+import sys
 import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interpret.errors import CheckpointError, did_you_mean
 
@@ -48,7 +49,33 @@ COUNTERS = ("n_averaged", "steps")  # of torch's and of mmengine's averaged mode
 HARMLESS = re.compile(r"(torch\.(_utils\..*|\w+)|collections\.OrderedDict|_codecs\.encode|__builtin__\.(set|bytes))$")
 DEEPEST = 5  # dicts within dicts; one that holds itself would never end
 
+# Numbers of dtypes in archives of torch.export; its schema says that they will never change.
+EXPORTED_DTYPES = {
+    1: torch.uint8,
+    2: torch.int8,
+    3: torch.int16,
+    4: torch.int32,
+    5: torch.int64,
+    6: torch.float16,
+    7: torch.float32,
+    8: torch.float64,
+    9: torch.complex32,
+    10: torch.complex64,
+    11: torch.complex128,
+    12: torch.bool,
+    13: torch.bfloat16,
+    28: torch.uint16,
+    29: torch.float8_e4m3fn,
+    30: torch.float8_e5m2,
+    31: torch.float8_e4m3fnuz,
+    32: torch.float8_e5m2fnuz,
+    34: torch.uint32,
+    35: torch.uint64,
+}
+STRIDED = 7  # the number of the only layout whose bytes are values one after the other
+
 LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+TRUST = "or, if you trust its maker, pass --trust-pickle (trust_pickle=True): the file's code runs with your rights"
 FOREIGN = (
     (b"version https://git-lfs", "a Git-LFS pointer, not the weights themselves; run `git lfs pull` in its repository"),
     (b"\x89PNG", "a PNG image, not a checkpoint"),
@@ -69,7 +96,8 @@ class Checkpoint:
         path: the file that was read; of a sharded checkpoint its index.
         file_sha256: of the file's bytes. Of a sharded checkpoint, of the lines "<sha256>  <file name>" of the index and
             its shards, sorted by name.
-        format: "zip" (torch.save), "legacy" (torch.save before 1.6) or "safetensors"; "zip-sharded" and so on where an
+        format: "zip" (torch.save), "legacy" (torch.save before 1.6), "safetensors" or "pt2" (torch.export); "pickled
+            module (trusted)" or "pickle (trusted)" where code of the file was run; "zip-sharded" and so on where an
             index names several files.
         branch: the key of the file's dict that the weights came from, dotted where nested; None where the dict itself
             is the state.
@@ -80,6 +108,7 @@ class Checkpoint:
             None where a tensor of it has no digest (sparse, quantized). Empty where the file holds nothing else.
         unexpected: names that the file holds and the model does not; known once loaded.
         missing: BatchNorm counters that the file lacks (nothing else may be missing); known once loaded.
+        module: the module that the weights came from, where the file is trusted and holds one.
     """
 
     uri: str
@@ -93,10 +122,13 @@ class Checkpoint:
     others: Mapping[str, str | None] = field(default_factory=dict)
     unexpected: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    module: nn.Module | None = field(default=None, repr=False)
 
 
-def read_checkpoint(path: str | Path, uri: str | None = None, branch: str | None = None) -> Checkpoint:
-    """The weights in a file, without executing anything that the file says.
+def read_checkpoint(
+    path: str | Path, uri: str | None = None, branch: str | None = None, *, trust_pickle: bool = False
+) -> Checkpoint:
+    """The weights in a file, without executing anything that the file says unless it is trusted.
 
     The kind of file is told by its content, never by its name. Where a file holds several states, plain weights win
     over averaged ones (EMA, SWA), in the order of ``PLAIN_BRANCHES``; averaged weights are taken where nothing else is
@@ -104,19 +136,26 @@ def read_checkpoint(path: str | Path, uri: str | None = None, branch: str | None
     ``_orig_mod.`` (torch.compile) are taken off the names.
 
     Args:
-        path: a state_dict or a dict that holds one, saved by torch.save; a Lightning .ckpt; a .safetensors file; the
-            index of a sharded checkpoint (model.safetensors.index.json, pytorch_model.bin.index.json), whose shards
-            lie beside it; or a folder with one such index.
+        path: a state_dict or a dict that holds one, saved by torch.save; a Lightning .ckpt; a .safetensors file; an
+            archive of torch.export (.pt2), of which only the weights are read; the index of a sharded checkpoint
+            (model.safetensors.index.json, pytorch_model.bin.index.json), whose shards lie beside it; or a folder with
+            one such index, or that mlflow.pytorch.save_model wrote.
         uri: the name to record instead of the path.
         branch: which state to take: a key of the file's dict ("model_ema", "ema.model"), or the first part of the names
             ("teacher").
+        trust_pickle: where a file is a pickled module, or holds more than weights, unpickle it all the same. That runs
+            whatever code the file brings, with the rights of this process. Files that can be read safely still are.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or no checkpoint; each case has its own message.
     """
     file = _index_in(Path(path))
     form = _sniff(file)
-    form, content, files = _read_shards(file) if form == "index" else (form, _read(file, form), [file])
+    form, content, files = (
+        _read_shards(file, trust_pickle) if form == "index" else (*_read(file, form, trust_pickle), [file])
+    )
+    content, modules = _without_modules(content)
+    form = "pickled module (trusted)" if modules else form
     states = _find_states(content, file)
     _refuse_claims(states, sum(part.stat().st_size for part in files), file)
     chosen, prefix = _choose_state(states, branch, file)
@@ -135,6 +174,7 @@ def read_checkpoint(path: str | Path, uri: str | None = None, branch: str | None
         dtypes=dict(Counter(dtype_name(tensor.dtype) for tensor in state.values())),
         state={name: tensor.detach() for name, tensor in state.items()},
         others={name: _digest_of_other(other) for name, other in states.items() if name},
+        module=None if prefix else modules.get(chosen),
     )
     if checkpoint.others:
         place = repr(checkpoint.branch) if checkpoint.branch else "the top level"
@@ -250,15 +290,15 @@ def _files_sha256(files: Sequence[Path]) -> str:
 
 
 def _index_in(path: Path) -> Path:
-    """The only index of a sharded checkpoint in a folder; anything else as it is."""
-    indexes = list(path.glob("*.index.json")) if path.is_dir() else []
-    return indexes[0] if len(indexes) == 1 else path
+    """The only index of a sharded checkpoint, or the model of MLflow, in a folder; anything else as it is."""
+    found = [*path.glob("*.index.json")] or [*path.glob("data/model.pt[2h]")] if path.is_dir() else []
+    return found[0] if len(found) == 1 else path
 
 
 def _sniff(file: Path) -> str:
     """The format of a file by its first bytes, "index" for JSON; refuses what is no checkpoint."""
     if file.is_dir():
-        suffixes = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".index.json")
+        suffixes = (".pt", ".pt2", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".index.json")
         inside = [path.name for path in sorted(file.iterdir()) if path.name.endswith(suffixes)][:5]
         hint = f"; give one of its files: {', '.join(inside)}" if inside else "; give the checkpoint file itself"
         raise CheckpointError(f"checkpoint {str(file)!r} is a directory{hint}")
@@ -310,36 +350,37 @@ def _sniff_zip(file: Path) -> str:
             f"checkpoint {str(file)!r} is truncated or damaged ({error}); copy or download it again"
         ) from error
     names = [member.filename for member in members]
-    if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
-        raise CheckpointError(
-            f"{str(file)!r} is a torch.export archive (.pt2), which hides the modules; "
-            "save the original model's state_dict: torch.save(model.state_dict(), 'weights.pt')"
-        )
-    if any(name.endswith("/constants.pkl") for name in names):
+    exported = any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names)
+    if not exported and any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(
             f"{str(file)!r} is a TorchScript archive, which carries code; save its weights where you trust it: "
             "torch.save(torch.jit.load(FILE, map_location='cpu').state_dict(), 'weights.pt')"
         )
-    if not any(name.endswith("/data.pkl") for name in names):
+    if not exported and not any(name.endswith("/data.pkl") for name in names):
         raise CheckpointError(
             f"{str(file)!r} is a zip archive but not a checkpoint (it holds {', '.join(names[:3]) or 'nothing'}); "
             "if the checkpoint lies inside, unpack it"
         )
+    _refuse_packed(members, file.stat().st_size, file)
+    return "pt2" if exported else "zip"
+
+
+def _refuse_packed(members: Iterable[zipfile.ZipInfo], size: int, file: Path) -> None:
+    """Refuse entries of an archive of so many bytes that are compressed, or claim more than it has."""
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        # torch.save never compresses, and mapping such a file into memory would read the compressed bytes as weights.
+        # torch never compresses, and mapping such a file into memory would read the compressed bytes as weights.
         raise CheckpointError(
-            f"checkpoint {str(file)!r} was packed again with compression; give the file that torch.save wrote"
+            f"checkpoint {str(file)!r} was packed again with compression; give the file that torch wrote"
         )
-    claimed, size = sum(member.file_size for member in members), file.stat().st_size
+    claimed = sum(member.file_size for member in members)
     if claimed > size:
         raise CheckpointError(
             f"checkpoint {str(file)!r} has {size} bytes, but the entries in it claim {claimed}; it was not read. "
             "It is damaged or made to exhaust memory: copy or download it again from where you trust it"
         )
-    return "zip"
 
 
-def _read_shards(index: Path) -> tuple[str, dict[str, Tensor], list[Path]]:
+def _read_shards(index: Path, trusted: bool) -> tuple[str, dict[str, Tensor], list[Path]]:
     """The format of the shards that an index names, its tensors in its order, and all files that were read."""
     places = _read_index(index)
     shards = [index.parent / name for name in sorted(set(places.values()))]
@@ -352,10 +393,11 @@ def _read_shards(index: Path) -> tuple[str, dict[str, Tensor], list[Path]]:
         )
     forms, tensors = set(), {}
     for shard in shards:
-        forms.add(form := _sniff(shard))
+        form = _sniff(shard)
         if form == "index":
             raise CheckpointError(f"{str(index)!r} names {shard.name!r} as a shard, which is JSON and holds no weights")
-        content = _read(shard, form)
+        form, content = _read(shard, form, trusted)
+        forms.add(form)
         held = content if isinstance(content, Mapping) else {}
         named = [name for name, place in places.items() if place == shard.name]
         lacking = [name for name in named if not isinstance(held.get(name), Tensor)]
@@ -394,8 +436,22 @@ def _read_index(index: Path) -> dict[str, str]:
     return places
 
 
-def _read(file: Path, form: str) -> object:
-    return _read_safetensors(file) if form == "safetensors" else _read_torch(file, form)
+class _UnsafeError(CheckpointError):
+    """A file asks for more than weights."""
+
+
+def _read(file: Path, form: str, trusted: bool) -> tuple[str, object]:
+    """The format by which a file was opened, and its content."""
+    if form == "safetensors":
+        return form, _read_safetensors(file)
+    if form == "pt2":
+        return form, _read_exported(file)
+    try:
+        return form, _read_torch(file, form)
+    except _UnsafeError:
+        if not trusted:
+            raise
+    return "pickle (trusted)", _unpickle(file)
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
@@ -408,15 +464,89 @@ def _read_safetensors(file: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _read_torch(file: Path, form: str) -> object:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+def _read_exported(file: Path) -> dict[str, Any]:
+    """The weights of an archive of torch.export, by model where it holds several.
+
+    torch.export.load unpickles without protection what it cannot read with it, so the bytes are read here, by the
+    JSON that describes them. Older archives hold a file of torch.save, which is read safely.
+    """
+    states: dict[str, Any] = {}
+    contents: dict[str, bytearray] = {}  # of each entry once: many tensors may be views of the same bytes
+    with _damage_named(file), zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+        if any(archive.read(name).strip() != b"little" for name in names if name.endswith("/byteorder")):
+            raise ValueError("its weights are not little-endian")
+        for name in names:
+            folder, _, last = name.rpartition("/")
+            if last == "serialized_state_dict.pt" or (folder.endswith("data/weights") and last.endswith(".pt")):
+                inside = io.BytesIO(archive.read(name))
+                with zipfile.ZipFile(inside) as saved:
+                    _refuse_packed(saved.infolist(), len(inside.getbuffer()), file)
+                inside.seek(0)
+                states[last.removesuffix(".pt")] = _read_torch(file, "pt2", inside)
+            elif folder.endswith("data/weights") and last.endswith("_weights_config.json"):
+                state = states[last.removesuffix("_weights_config.json")] = {}
+                for key, entry in json.loads(archive.read(name))["config"].items():
+                    place = f"{folder}/{entry['path_name']}"
+                    if place not in contents:
+                        contents[place] = bytearray(archive.read(place))
+                    state[key] = _exported_tensor(contents[place], entry, f"{key!r} in {str(file)!r}")
+    if not states:
+        raise CheckpointError(
+            f"{str(file)!r} is an archive of torch.export without weights that can be read; "
+            "save the original model's state_dict: torch.save(model.state_dict(), 'weights.pt')"
+        )
+    return states if len(states) > 1 else next(iter(states.values()))
+
+
+def _exported_tensor(content: bytearray, entry: Mapping[str, Any], name: str) -> Tensor:
+    meta = entry["tensor_meta"]
+    if entry["use_pickle"] or meta["layout"] != STRIDED or meta["dtype"] not in EXPORTED_DTYPES:
+        raise CheckpointError(
+            f"{name} is no plain tensor (a class of its own, sparse, of a rare dtype), which is not read from archives "
+            "of torch.export; save the original model's state_dict with torch.save"
+        )
+    dtype = EXPORTED_DTYPES[meta["dtype"]]
+    values = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+    sizes, strides = ([number["as_int"] for number in meta[key]] for key in ("sizes", "strides"))
+    return values.as_strided(sizes, strides, meta["storage_offset"]["as_int"])  # refuses to reach beyond the bytes
+
+
+def _read_torch(file: Path, form: str, inside: io.BytesIO | None = None) -> object:
+    """What torch.save wrote into a file, or into an entry of the archive that the file is."""
+    with _damage_named(file), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols: what cannot be read is refused below
+        try:
             # weights_only is always said: left out, TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD would switch the protection off
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=form == "zip")
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_unsafe_message(file, form, error)) from error
-    except Exception as error:  # a damaged file can fail anywhere in the reader
+            return torch.load(inside or file, map_location="cpu", weights_only=True, mmap=form == "zip")
+        except pickle.UnpicklingError as error:
+            raise _UnsafeError(_unsafe_message(file, form, error)) from error
+
+
+def _unpickle(file: Path) -> object:
+    """All that a trusted file holds; runs its code. Modules are also searched in the current folder."""
+    logger.warning("%s: unpickled on trust, which runs the file's code with your rights", file)
+    sys.path.insert(0, folder := str(Path.cwd()))
+    try:
+        return torch.load(file, map_location="cpu", weights_only=False)
+    except (Exception, SystemExit) as error:  # whatever the file's own code raises
+        raise CheckpointError(
+            f"{str(file)!r} cannot be unpickled ({type(error).__name__}: {error}); its classes must be importable "
+            "under the names they had when it was saved: run in the folder that holds them or set PYTHONPATH"
+        ) from error
+    finally:
+        with suppress(ValueError):  # the file's code may have changed the path itself
+            sys.path.remove(folder)
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Every error of a reader is damage: a broken file can fail anywhere in it."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise CheckpointError(
             f"checkpoint {str(file)!r} is truncated or damaged ({reason}); copy or download it again"
@@ -424,22 +554,27 @@ def _read_torch(file: Path, form: str) -> object:
 
 
 def _unsafe_message(file: Path, form: str, error: pickle.UnpicklingError) -> str:
+    if form == "pt2":
+        return (
+            f"the weights in {str(file)!r} are a pickle that cannot be read safely; "
+            "save the original model's state_dict with torch.save"
+        )
     unsafe = _unsafe_globals(file, form)
     if any(name.startswith("torch.nn.modules.") for name in unsafe):
         return (
             f"{str(file)!r} is a pickled model, not its weights: loading it would run code ({first_few(unsafe)}). "
             "Save the weights where you trust it: "
-            "torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt')"
+            f"torch.save(torch.load(FILE, weights_only=False).state_dict(), 'weights.pt'); {TRUST}"
         )
     if unsafe:
         return (
             f"{str(file)!r} holds more than weights: it asks for {first_few(unsafe, 12)}, which is not allowed; "
-            "nothing was executed. Load it where you trust it and save only the state_dict with torch.save"
+            f"nothing was executed. Load it where you trust it and save only the state_dict with torch.save; {TRUST}"
         )
     reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
     return (
         f"{str(file)!r} cannot be read by PyTorch's safe loader ({reason[1] if reason else error}); "
-        "save its state_dict with plain torch.save"
+        f"save its state_dict with plain torch.save; {TRUST}"
     )
 
 
@@ -474,6 +609,16 @@ def _unsafe_globals(file: Path, form: str) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------- choosing among states
+
+
+def _without_modules(content: object) -> tuple[object, dict[str, nn.Module]]:
+    """The content with the states of its modules in their places, and the modules by branch."""
+    if isinstance(content, nn.Module):
+        return content.state_dict(), {"": content}
+    if not isinstance(content, Mapping):
+        return content, {}
+    modules = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, nn.Module)}
+    return {**content, **{key: module.state_dict() for key, module in modules.items()}}, modules
 
 
 def _find_states(content: object, file: Path) -> dict[str, dict[str, Tensor]]:

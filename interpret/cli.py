@@ -213,6 +213,11 @@ model_options = _together(
     ),
     click.option("--branch", help="Which weights to take from a file with several, such as model_ema."),
     click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Unpickle what is not only weights, such as a whole model. Runs the file's code with your rights.",
+    ),
+    click.option(
         "--forward",
         metavar="SPEC",
         help="Function (model, images) -> output, for models that take more than a batch of images.",
@@ -307,6 +312,26 @@ mlflow_options = _together(
     click.option("--force", is_flag=True, help="Make a new run even if the same audit is there already."),
 )
 
+experiments_option = click.option(
+    "--experiment",
+    "experiments",
+    metavar="NAME",
+    multiple=True,
+    help="MLflow experiment in which runs are looked up; repeatable.  [default: all]",
+)
+
+runs_options = _together(
+    click.argument("runs", metavar="[RUN...]", nargs=-1),
+    click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]"),
+    experiments_option,
+    click.option(
+        "--filter",
+        "matching",
+        metavar="FILTER",
+        help="Search runs instead of naming them: a filter as MLflow's runs page takes it.",
+    ),
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 output_option = click.option(
@@ -398,7 +423,7 @@ def audit(
 ) -> int:
     """Audit one checkpoint on probe images.
 
-    CHECKPOINT: a file; runs:/RUN_ID[/PATH]; models:/NAME/VERSION, models:/NAME@ALIAS or models:/MODEL_ID;
+    CHECKPOINT: a file; runs:/RUN_ID[/PATH]; models:/NAME/VERSION, /latest, models:/NAME@ALIAS or models:/MODEL_ID;
     mlflow-artifacts:/...; or torchvision:ResNet50_Weights.IMAGENET1K_V2.
 
     Prints the MLflow run, where its artifacts lie, and the folder of the evidence.
@@ -489,10 +514,13 @@ def probe(images: str, folder: str, as_json: bool, **options: Any) -> None:
 
 
 @commands.command(
-    epilog=_examples("interpret report 3f2a9c -o report", "interpret report 3f2a9c 77ab01 --reference 77ab01 -o report")
+    epilog=_examples(
+        "interpret report 3f2a9c -o report",
+        "interpret report 3f2a9c 77ab01 --reference 77ab01 -o report",
+        "interpret report --experiment sweep --filter \"tags.lr = '0.1'\" --log -o report",
+    )
 )
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]")
+@runs_options
 @click.option("--labels", callback=_names, help="Names of the runs in the report, the reference's first, by commas.")
 @click.option(
     "--steps",
@@ -502,45 +530,71 @@ def probe(images: str, folder: str, as_json: bool, **options: Any) -> None:
 )
 @output_option
 @report_options
+@click.option("--log", is_flag=True, help="Log the comparison as an MLflow run of its own, linked to its runs.")
 @tracking_uri_option
 @json_option
 @common_options
 def report(
     runs: tuple[str, ...],
     reference: str | None,
+    experiments: tuple[str, ...],
+    matching: str | None,
     labels: tuple[str, ...] | None,
     steps: tuple[int, ...] | None,
     directory: str,
+    log: bool,
     tracking_uri: str | None,
     as_json: bool,
     **report_settings: Any,
 ) -> None:
     """Draw the report of one run, or of several against a reference.
 
-    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle.
+    RUN: an MLflow run id; a run's name; runs:/ID; models:/... (its source run); or a folder that holds an evidence
+    bundle. Without RUN, the audits that --experiment and --filter find are taken, by step, then by start. Files are
+    downloaded when they are needed and kept in ~/.cache/mlflow-interpret; INTERPRET_CACHE names another folder.
     """
-    given = _given(runs, reference, labels)
-    if steps is not None and len(steps) != len(given):
-        raise click.BadParameter(f"{len(steps)} steps for {len(given)} runs", param_hint="--steps")
-    from interpret import sources
-
     with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
         progress("evidence", 0, 1)
-        evidence, origins = sources.fetch_runs(given, Path(folder), tracking_uri=tracking_uri)
+        evidence, origins = _fetch(runs, reference, matching, experiments, Path(folder), tracking_uri)
         progress("evidence", 1, 1)
+        _check_count("--labels", "names", labels, evidence)
+        _check_count("--steps", "steps", steps, evidence)
+        if log and len(evidence) < 2:
+            raise click.UsageError("--log logs a comparison, but there is one run only; name another")
         if steps is not None:
             origins = [{**origin, "step": step} for origin, step in zip(origins, steps, strict=True)]
-        _report(evidence, labels, origins, directory, report_settings, as_json, progress)
+        destination = {"tracking_uri": tracking_uri, "experiment": experiments[0] if len(experiments) == 1 else None}
+        log_into = destination if log else None
+        _report(evidence, labels, origins, directory, report_settings, as_json, progress, log_into)
 
 
-def _given(runs: Sequence[str], reference: str | None, labels: Sequence[str] | None) -> list[str]:
-    """The runs, the reference first."""
+def _fetch(
+    runs: Sequence[str],
+    reference: str | None,
+    matching: str | None,
+    experiments: Sequence[str],
+    folder: Path,
+    tracking_uri: str | None,
+) -> tuple[list[Evidence], list[dict[str, Any]]]:
+    """Evidence and origins of the runs that were named or that a search finds, the reference first."""
+    if runs and matching is not None:
+        raise click.UsageError("--filter searches runs instead of naming them; leave out either of them")
+    if not (runs or experiments or matching is not None):
+        raise click.UsageError("name a RUN, or search runs with --experiment and --filter")
+    from interpret import sources
+
+    where: dict[str, Any] = {"experiments": experiments, "tracking_uri": tracking_uri}
+    if not runs:
+        return sources.search_runs(matching, folder, reference=reference, **where)
     given = list(runs)
     if reference is not None:
         given = [reference, *(run for run in given if run != reference)]
-    if labels is not None and len(labels) != len(given):
-        raise click.BadParameter(f"{len(labels)} names for {len(given)} runs", param_hint="--labels")
-    return given
+    return sources.fetch_runs(given, folder, **where)
+
+
+def _check_count(option: str, what: str, given: Sequence[Any] | None, evidence: Sequence[Evidence]) -> None:
+    if given is not None and len(given) != len(evidence):
+        raise click.BadParameter(f"{len(given)} {what} for {len(evidence)} runs", param_hint=option)
 
 
 def _show_policy(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -558,8 +612,7 @@ def _show_policy(context: click.Context, _: click.Parameter, value: bool) -> Non
         "interpret check --show-policy > policy.toml",
     )
 )
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--reference", metavar="RUN", help="The run that the others are compared with.  [default: the first]")
+@runs_options
 @click.option("--labels", callback=_names, help="Names of the runs, the reference's first, by commas.")
 @click.option("--policy", metavar="FILE", default="default", show_default=True, help="TOML file with the rules.")
 @click.option(
@@ -577,6 +630,8 @@ def _show_policy(context: click.Context, _: click.Parameter, value: bool) -> Non
 def check(
     runs: tuple[str, ...],
     reference: str | None,
+    experiments: tuple[str, ...],
+    matching: str | None,
     labels: tuple[str, ...] | None,
     policy: str,
     junit_file: str | None,
@@ -585,17 +640,18 @@ def check(
 ) -> int:
     """Hold runs against a policy: limits on statistics, comparisons and findings. Exits with 1 where it is violated.
 
-    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle. Each is
-    held against the reference; for a run alone, rules that need a reference are not checked.
+    RUN: an MLflow run id; a run's name; runs:/ID; models:/... (its source run); or a folder that holds an evidence
+    bundle. Without RUN, the audits that --experiment and --filter find are taken, by step, then by start. Each is held
+    against the reference; for a run alone, rules that need a reference are not checked.
     """
-    given = _given(runs, reference, labels)
-    from interpret import junit, policies, sources
+    from interpret import junit, policies
 
     rules = policies.read_policy(policy)
     with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
         progress("evidence", 0, 1)
-        evidence, origins = sources.fetch_runs(given, Path(folder), tracking_uri=tracking_uri)
+        evidence, origins = _fetch(runs, reference, matching, experiments, Path(folder), tracking_uri)
         progress("evidence", 1, 1)
+        _check_count("--labels", "names", labels, evidence)
         result = policies.check_policy(*evidence, policy=rules, labels=labels, origins=origins)
     if junit_file is not None:
         junit.write_junit(result, junit_file)
@@ -667,19 +723,23 @@ def diff(
 
 @commands.command(epilog=_examples("interpret show 3f2a9c", "interpret show audits/new --json"))
 @click.argument("run")
+@experiments_option
 @tracking_uri_option
 @json_option
 @common_options
-def show(run: str, tracking_uri: str | None, as_json: bool) -> int:
+def show(run: str, experiments: tuple[str, ...], tracking_uri: str | None, as_json: bool) -> int:
     """Print an audit: its layers, their numbers, and what stands out.
 
-    RUN: an MLflow run id; runs:/ID; models:/... (its source run); or a folder that holds an evidence bundle.
+    RUN: an MLflow run id; a run's name; runs:/ID; models:/... (its source run); or a folder that holds an evidence
+    bundle.
     """
     from interpret import publishing, sources
     from interpret.findings import findings_of
 
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder:
-        (evidence,), (origin,) = sources.fetch_runs([run], Path(folder), tracking_uri=tracking_uri)
+        (evidence,), (origin,) = sources.fetch_runs(
+            [run], Path(folder), experiments=experiments, tracking_uri=tracking_uri
+        )
         manifest = evidence.manifest
         identity = {
             "run": origin.get("run_id") or str(evidence.folder),
@@ -732,6 +792,7 @@ def layers(
     model: str | None,
     model_arguments: Mapping[str, str],
     branch: str | None,
+    trust_pickle: bool,
     forward: str | None,
     input_shape: tuple[int, ...],
     kinds: tuple[str, ...],
@@ -754,7 +815,14 @@ def layers(
             hint = did_you_mean(kind, known) or f"; there are {', '.join(known)}"
             raise click.BadParameter(f"there is no kind {kind!r}{hint}", param_hint="--kind")
     trace = sources.trace_checkpoint(
-        checkpoint, model, model_arguments, branch, input_shape, forward=forward, tracking_uri=tracking_uri
+        checkpoint,
+        model,
+        model_arguments,
+        branch,
+        input_shape,
+        forward=forward,
+        trust_pickle=trust_pickle,
+        tracking_uri=tracking_uri,
     )
     chosen = tracing.select(trace.calls, list(patterns) or None)
     calls = [call for call in chosen if not kinds or call.kind in kinds or (call.downsamples and "downsample" in kinds)]
@@ -990,8 +1058,9 @@ def _report(
     settings: Mapping[str, Any],
     as_json: bool,
     progress: _Progress,
+    log_into: Mapping[str, str | None] | None = None,
 ) -> Comparison | None:
-    """Write the report of one run or of several, and print where it is and what it says."""
+    """Write the report of one run or of several, log it if it is to be, and print where it is and what it says."""
     from interpret.comparison import compare
     from interpret.reporting import FORMATS, ReportOptions, write_report
 
@@ -1006,14 +1075,20 @@ def _report(
         comparison or evidence[0], directory, settings.get("formats") or FORMATS, ReportOptions(**options)
     )
     progress("report", 1, 1)
+    run_id = None
+    if comparison is not None and log_into is not None:
+        from interpret import publishing
+
+        run_id = publishing.log_comparison(comparison, written, run_name=settings.get("title"), **log_into)
     files = {name: str(path) for name, path in written.items()}
+    logged = {} if run_id is None else {"run_id": run_id}
     rows = _verdicts(comparison) if comparison is not None else {}
     if as_json:
-        click.echo(json.dumps({"report": files, **({"runs": _rows(rows)} if rows else {})}, indent=2))
+        click.echo(json.dumps({"report": files, **logged, **({"runs": _rows(rows)} if rows else {})}, indent=2))
     else:
         if rows:
             _print_table(rows)
-        for name, path in files.items():
+        for name, path in {**files, **({} if run_id is None else {"run": run_id})}.items():
             click.echo(f"{name:<8}{path}")
     return comparison
 

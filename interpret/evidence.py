@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "att
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock
 
 Array = NDArray[Any]
+Fetch = Callable[[str, str | None], bytes]  # from a file's name, and its sha256 where the manifest lists it
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +174,10 @@ class Evidence:
         calls: the calls in order of completion.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, fetch: Fetch | None = None) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._fetch = fetch
         self.calls = manifest.calls
         self._archives: dict[str, Mapping[str, Array]] = {}
         self._release: weakref.finalize[..., Any] | None = None
@@ -232,8 +234,8 @@ class Evidence:
     @cached_property
     def journal(self) -> Mapping[str, Any]:
         """Times and environment, outside the digests; empty where the file is gone."""
-        path = self.folder / "journal.json"
-        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        content = self._content("journal.json")
+        return {} if content is None else json.loads(content)
 
     @cached_property
     def digest(self) -> str:
@@ -305,13 +307,19 @@ class Evidence:
         return np.cumsum([0, *(tensor.filters for tensor in self.tensors)])
 
     def _read(self, path: str) -> bytes:
-        file = self.folder / path
-        if not file.is_file():
+        content = self._content(path)
+        if content is None:
             raise EvidenceError(f"{path} is missing from the evidence bundle {self.folder}; run the audit again")
-        content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != self.manifest.files[path]:
             raise EvidenceError(f"{path} in {self.folder} was changed after the audit: its sha256 does not match")
         return content
+
+    def _content(self, path: str) -> bytes | None:
+        """A file of the bundle, from where it lies; None where it is not there."""
+        file = self.folder / path
+        if file.is_file():
+            return file.read_bytes()
+        return None if self._fetch is None else self._fetch(path, self.manifest.files.get(path))
 
     def _archive(self, kind: str) -> Mapping[str, Array]:
         if kind not in self._archives:
@@ -397,11 +405,12 @@ def json_bytes(content: Any) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def read_evidence(folder: str | Path) -> Evidence:
+def read_evidence(folder: str | Path, fetch: Fetch | None = None) -> Evidence:
     """The evidence bundle that lies in a folder.
 
     Args:
         folder: the bundle, or a folder whose ``interpret/`` or ``evidence/`` subfolder is the bundle.
+        fetch: gives the content of a file that does not lie there, when it is first read; the manifest must lie there.
 
     Raises:
         EvidenceError: no bundle is there, the audit was not finished, or a newer version wrote it.
@@ -428,7 +437,7 @@ def read_evidence(folder: str | Path) -> Evidence:
             "upgrade mlflow-interpret"
         )
     try:
-        return Evidence(found, _manifest(_upgraded(content), found))
+        return Evidence(found, _manifest(_upgraded(content), found), fetch)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvidenceError(f"{found / 'manifest.json'} is damaged ({error}); run the audit again") from error
 

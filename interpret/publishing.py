@@ -12,9 +12,11 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from interpret import __version__
 from interpret.evidence import Evidence, as_evidence
 
 if TYPE_CHECKING:
+    from interpret.comparison import Comparison
     from interpret.reporting import ReportOptions
     from interpret.tracking import AuditRun
 
@@ -314,6 +317,7 @@ def _open_run(
     from interpret import tracking
 
     manifest = evidence.manifest
+    journal = _sha256(evidence.folder / "journal.json")
     uri = manifest.checkpoint["uri"] or ""
     if parent_run_id is None and run_id is None:
         parent_run_id = tracking.source_run(uri, tracking_uri=tracking_uri)
@@ -325,6 +329,8 @@ def _open_run(
             "interpret.checkpoint_uri": uri,
             "interpret.probe_sha256": manifest.inputs["probe_sha256"],
             "interpret.version": __version__,
+            "interpret.manifest_sha256": evidence.digest,
+            **({} if journal is None else {"interpret.journal_sha256": journal}),
             **({} if step is None else {"interpret.step": str(step)}),
         },
         tracking.Destination(tracking_uri, experiment, run_id, run_name or audit_name(evidence), parent_run_id, force),
@@ -334,6 +340,10 @@ def _open_run(
     if run.recognised:
         logger.info("run %s already holds this audit: nothing was written; force makes a new run", run.run_id)
     return run
+
+
+def _sha256(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def audit_name(evidence: Evidence) -> str:
@@ -386,3 +396,96 @@ def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
 
 def _finish(evidence: Evidence, run: AuditRun, step: int) -> None:
     run.finish(evidence.manifest.status, audit_metrics(evidence, step))
+
+
+def log_comparison(
+    comparison: Comparison,
+    files: Mapping[str, Path],
+    *,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    run_name: str | None = None,
+) -> str:
+    """Log a comparison as an MLflow run of its own, whose description leads to the runs that it compares.
+
+    The files land at the top level of the run. The same comparison again is recognised by the digests of its inputs,
+    their labels and steps: nothing is written, and the run that holds it is returned.
+
+    Args:
+        comparison: what was compared.
+        files: its report and comparison.json, as :func:`interpret.write_report` returns them.
+        tracking_uri: None takes MLflow's own default.
+        experiment: name; None takes that of the first run that lies in MLflow, else MLflow's own default.
+        run_name: name of the new run; None takes the runs'.
+
+    Returns:
+        Id of the run that holds the comparison.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+    """
+    from interpret import tracking
+
+    inputs = [str(origin["run_id"]) for origin in comparison.origins.values() if origin.get("run_id")]
+    if experiment is None and inputs:
+        experiment = tracking.experiment_of(inputs[0], tracking_uri=tracking_uri)
+    tags = {"interpret.kind": "comparison", "interpret.inputs": ",".join(inputs), "interpret.version": __version__}
+    destination = tracking.Destination(tracking_uri, experiment, run_name=run_name or _comparison_name(comparison))
+    with tracking.open_run(comparison_key(comparison), tags, destination, accepted={"complete"}) as run:
+        if run.recognised:
+            logger.info("run %s already holds this comparison: nothing was written", run.run_id)
+        else:
+            for file in files.values():
+                run.upload_file(file)
+            run.describe(_comparison_note(comparison, run, files))
+            run.finish("complete", comparison_metrics(comparison))
+    return run.run_id
+
+
+def comparison_key(comparison: Comparison) -> str:
+    """Identity of a comparison: sha256 over its inputs in their order and the tool's major.minor version."""
+    identity = {
+        "kind": "comparison",
+        "inputs": [evidence.digest for evidence in comparison.evidence.values()],
+        "labels": comparison.labels,
+        "steps": [origin.get("step") for origin in comparison.origins.values()],
+        "tool": __version__.split(".")[:2],
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def comparison_metrics(comparison: Comparison) -> Iterator[tuple[str, int, float]]:
+    """The metrics of a comparison: totals at step 0, and of each run a few numbers at its place behind the reference.
+
+    `changed_calls` counts calls whose weights differ from the reference's, `diverging_calls` those whose output moved
+    by more than rounding explains.
+    """
+    severities = Counter(finding.severity for finding in comparison.findings)
+    yield "interpret/comparison/runs", 0, float(len(comparison.labels))
+    for severity in ("critical", "warning"):
+        yield f"interpret/comparison/{severity}_findings", 0, float(severities[severity])
+    for place, label in enumerate(comparison.others, 1):
+        measures = comparison.measures[label]
+        changed = sum(pair.weights in ("changed", "reshaped") for pair in measures.calls)
+        yield "interpret/comparison/changed_calls", place, float(changed)
+        yield "interpret/comparison/diverging_calls", place, float(sum(pair.diverges for pair in measures.calls))
+        if measures.predictions is not None:
+            yield "interpret/comparison/top1_agreement", place, float(measures.predictions.top1_agreement)
+
+
+def _comparison_name(comparison: Comparison) -> str:
+    others = comparison.others
+    return f"{comparison.reference} against {others[0] if len(others) == 1 else f'{len(others)} runs'}"
+
+
+def _comparison_note(comparison: Comparison, run: AuditRun, files: Mapping[str, Path]) -> str:
+    """The run's description: where the report is, and each run with its verdict."""
+
+    def entry(label: str) -> str:
+        name = "`" + re.sub(r"[`\s]", " ", label) + "`"
+        run_id = comparison.origins[label].get("run_id")
+        return f"[{name}](#/runs/{quote(str(run_id), safe='')})" if run_id else name
+
+    lines = [f"- {entry(label)}: {comparison.verdict[label]}" for label in comparison.others]
+    links = [f"[{file.name}]({run.page(file.name)})" for file in files.values()]
+    return "\n".join([f"Audits held against {entry(comparison.reference)}.", "", " · ".join(links), "", *lines])

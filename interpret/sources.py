@@ -11,13 +11,16 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interpret.caching import Cache, open_cache
 from interpret.errors import CheckpointError, ImageError, LayerError, did_you_mean
 from interpret.evidence import ARRAY_FILES, Evidence, read_evidence, unique_labels
 from interpret.publishing import Progress, checkpoint_name
@@ -31,8 +34,10 @@ if TYPE_CHECKING:
     from interpret.preprocessing import Preprocessing
     from interpret.probes import ProbeSet
     from interpret.tracing import Forward, Trace
+    from interpret.tracking import LoggedAudit
 
 PROBE_COUNT, DISPLAY_COUNT = 64, 4  # images that an audit runs on, and those of them with pictures and maps
+DOWNLOADS = 6  # at a time
 
 
 def audit_checkpoint(
@@ -44,6 +49,7 @@ def audit_checkpoint(
     model: str | None = None,
     model_arguments: Mapping[str, object] | None = None,
     branch: str | None = None,
+    trust_pickle: bool = False,
     preprocess: str | None = None,
     resize: int | None = None,
     crop: int | None = None,
@@ -80,9 +86,10 @@ def audit_checkpoint(
         images: a folder, a file or a glob.
         out: folder of the bundle, empty or absent; None for a temporary one.
         probe: folder of a probe set, instead of the images and of all that says how they are prepared and labelled.
-        model: the architecture's spec.
+        model: the architecture's spec; None where the weights imply it, or where a trusted pickle holds the model.
         model_arguments: of its builder; strings are read as Python literals where they are one.
         branch: which weights to take from a file that holds several.
+        trust_pickle: unpickle a file that is a pickled module or holds more than weights, which runs its code.
         preprocess: spec of a callable, image to tensor, instead of the five options that follow.
         resize: shorter side in pixels; these five default to the weights' own values, else to ImageNet's.
         crop: side of the centre crop.
@@ -120,7 +127,9 @@ def audit_checkpoint(
     notify = progress or (lambda stage, done, total: None)
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
         notify("checkpoint", 0, 1)
-        network, loaded, weights = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
+        network, loaded, weights = _load(
+            checkpoint, model, model_arguments, branch, trust_pickle, Path(folder), tracking_uri
+        )
         notify("checkpoint", 1, 1)
         run_by = _forward(forward)
         implied = weights is not None and model in (None, weights.spec)  # another model may have other classes
@@ -280,6 +289,7 @@ def trace_checkpoint(
     input_shape: Sequence[int] = (3, 224, 224),
     *,
     forward: str | None = None,
+    trust_pickle: bool = False,
     tracking_uri: str | None = None,
 ) -> Trace:
     """What one forward of a random image tells of a checkpoint's model: every call, torchinfo's table.
@@ -291,6 +301,7 @@ def trace_checkpoint(
         branch: which weights to take from a file that holds several.
         input_shape: (C, H, W) of the image.
         forward: spec of a function ``(model, images) -> output``, where that is not ``model(images)``.
+        trust_pickle: as :func:`audit_checkpoint` takes it.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
 
     Raises:
@@ -301,7 +312,7 @@ def trace_checkpoint(
     from interpret import hooks, tracing
 
     with tempfile.TemporaryDirectory(prefix="interpret-") as folder, redirect_stdout(sys.stderr):
-        network, _, _ = _load(checkpoint, model, model_arguments, branch, Path(folder), tracking_uri)
+        network, _, _ = _load(checkpoint, model, model_arguments, branch, trust_pickle, Path(folder), tracking_uri)
         image = torch.rand((1, *input_shape), generator=torch.Generator().manual_seed(0))
         network = tracing.unwrap(network)
         with hooks.undisturbed(network):
@@ -309,32 +320,95 @@ def trace_checkpoint(
 
 
 def fetch_runs(
-    runs: Sequence[str], folder: Path, *, tracking_uri: str | None = None
+    runs: Sequence[str],
+    folder: Path,
+    *,
+    experiments: Sequence[str] = (),
+    tracking_uri: str | None = None,
 ) -> tuple[list[Evidence], list[dict[str, Any]]]:
     """The evidence of runs, and what MLflow says of each (`run_id`, `run_name`, `step`; nothing for a folder).
 
+    Of an audit that lies elsewhere a file is downloaded when it is first read, if the user's cache does not hold it.
+
     Args:
         runs: MLflow runs, or folders that hold bundles.
-        folder: for downloads.
+        folder: for downloads; must outlive the evidence.
+        experiments: names of the experiments in which names of runs are looked up; all by default.
         tracking_uri: None takes MLflow's own default.
 
     Raises:
         TrackingError: MLflow does not hold a run, or it holds no finished audit.
         EvidenceError: a folder holds no evidence.
     """
-    evidence, origins = [], []
-    for number, run in enumerate(runs):
-        origin: dict[str, Any] = {}
-        place = Path(run)
-        if not place.is_dir():
-            from interpret import tracking
+    logged = [run for run in runs if not Path(run).is_dir()]
+    found: Iterator[LoggedAudit] = iter(())
+    if logged:
+        from interpret import tracking
 
-            run_id = tracking.resolve_run(run, tracking_uri=tracking_uri)
-            place = tracking.fetch_evidence(run_id, folder / f"{number:03d}", tracking_uri=tracking_uri)
-            origin = tracking.run_origin(run_id, tracking_uri=tracking_uri)
-        evidence.append(read_evidence(place))
-        origins.append(origin)
-    return evidence, origins
+        found = iter(tracking.find_audits(logged, experiments=experiments, tracking_uri=tracking_uri))
+    return _open([Path(run) if Path(run).is_dir() else next(found) for run in runs], folder)
+
+
+def search_runs(
+    matching: str | None,
+    folder: Path,
+    *,
+    reference: str | None = None,
+    experiments: Sequence[str] = (),
+    tracking_uri: str | None = None,
+) -> tuple[list[Evidence], list[dict[str, Any]]]:
+    """The evidence of the audits that a search finds, by step and start, as :func:`fetch_runs` gives it.
+
+    Args:
+        matching: a filter as MLflow's runs page takes it; None takes all audits of the experiments.
+        folder: for downloads; must outlive the evidence.
+        reference: a run, or a folder that holds a bundle, that comes first, whether it matches or not.
+        experiments: names of the experiments to search; all by default.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: nothing matches, or MLflow does not understand the filter or does not hold the reference.
+        EvidenceError: the folder holds no evidence.
+    """
+    from interpret import tracking
+
+    found: list[LoggedAudit | Path] = []
+    if reference is not None and Path(reference).is_dir():
+        found.append(Path(reference))
+    elif reference is not None:
+        found += tracking.find_audits([reference], experiments=experiments, tracking_uri=tracking_uri)
+    searched = tracking.search_audits(matching, experiments=experiments, tracking_uri=tracking_uri)
+    return _open([*found, *(audit for audit in searched if audit not in found)], folder)
+
+
+def _open(audits: Sequence[LoggedAudit | Path], folder: Path) -> tuple[list[Evidence], list[dict[str, Any]]]:
+    """Evidence and origins; several manifests are downloaded at a time."""
+    remote = any(not isinstance(audit, Path) and audit.folder is None for audit in audits)
+    cache = open_cache(folder) if remote else Cache(folder)
+
+    def opened(number: int, audit: LoggedAudit | Path) -> Evidence:
+        if isinstance(audit, Path):
+            return read_evidence(audit)
+        if audit.folder is not None:
+            return read_evidence(audit.folder)
+        return _open_remote(audit, cache, folder / f"{number:03d}")
+
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        evidence = list(pool.map(opened, range(len(audits)), audits))
+    return evidence, [{} if isinstance(audit, Path) else audit.origin for audit in audits]
+
+
+def _open_remote(audit: LoggedAudit, cache: Cache, folder: Path) -> Evidence:
+    """The evidence of an audit that lies elsewhere; only its manifest is downloaded now."""
+
+    def fetch(path: str, sha256: str | None) -> bytes:
+        return cache.read(
+            f"{path} of run {audit.run_id}", sha256 or audit.digests.get(path), partial(audit.download, path)
+        )
+
+    folder.mkdir()
+    (folder / "manifest.json").write_bytes(fetch("manifest.json", None))
+    return read_evidence(folder, fetch)
 
 
 def _load(
@@ -342,6 +416,7 @@ def _load(
     model: str | None,
     arguments: Mapping[str, object] | None,
     branch: str | None,
+    trust_pickle: bool,
     folder: Path,
     tracking_uri: str | None,
 ) -> tuple[nn.Module, Checkpoint, PublishedWeights | None]:
@@ -356,16 +431,21 @@ def _load(
         checkpoint = weights.read()
         if model is None:
             model, arguments = weights.spec, {**weights.arguments, **(arguments or {})}
-    elif model is None:
+    elif model is None and not trust_pickle:
         raise CheckpointError(f"{uri!r} holds weights, not an architecture; name it, as --model torchvision:resnet50")
     elif uri.startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
         from interpret import tracking
 
         fetched = tracking.fetch_checkpoint(uri, folder / "checkpoint", tracking_uri=tracking_uri)
-        checkpoint = read_checkpoint(fetched.path, uri=fetched.uri, branch=branch)
+        checkpoint = read_checkpoint(fetched.path, uri=fetched.uri, branch=branch, trust_pickle=trust_pickle)
     else:
-        checkpoint = read_checkpoint(uri, branch=branch)
-    network = build_model(model, arguments)
+        checkpoint = read_checkpoint(uri, branch=branch, trust_pickle=trust_pickle)
+    if model is not None:
+        network = build_model(model, arguments)
+    elif checkpoint.module is not None:
+        network = checkpoint.module
+    else:
+        raise CheckpointError(f"{uri!r} holds weights, not a module; name it, as --model torchvision:resnet50")
     return network, load_state(network, checkpoint), weights
 
 

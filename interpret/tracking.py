@@ -28,32 +28,83 @@ from typing import Any, NamedTuple, Self
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Run, RunTag
+from mlflow.entities import Experiment, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from interpret.errors import TrackingError
+from interpret.errors import TrackingError, did_you_mean
 
 logger = logging.getLogger("interpret")
 
 BUNDLE = "interpret"  # the artifact folder that holds the bundle
 FINISHED = ("complete", "partial")  # values of the status tag of an audit that can be read
-WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2")
 REMOTE = ("runs:/", "models:/", "mlflow-artifacts:/")  # beginnings of the addresses that MLflow resolves
 BATCH = 900  # entities of one log_batch: MLflow takes 1000 in all, tags included
 UPLOADS = 6  # over http, parallel single uploads are 2-3 times faster than log_artifacts, which is a plain loop there
 PREFLIGHT_SECONDS = 4
+PAGE = 1000  # runs or experiments of one answer
 TAG_LENGTH = 5000  # MLflow takes 5000 characters on the oldest servers and cuts silently at 8000 on the newest
 
 
 class FetchedCheckpoint(NamedTuple):
     """A checkpoint on this disk, its address, and the run that made it (None where no run is known).
 
-    The address is the one that was asked for, with the chosen file's path where `runs:/ID` left it open.
+    The address is the one that was asked for; where that may mean another file one day, the one it means today: the
+    file's path in the run, the logged model's id, the version's number.
     """
 
     path: Path
     uri: str
     run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedAudit:
+    """A finished audit in MLflow: what the store says of it, and the way to its files.
+
+    Attributes:
+        run_id: the run that holds it.
+        run_name: the run's name.
+        step: the checkpoint's step; None where unknown.
+        artifact_uri: where the run's artifacts lie.
+        tracking_uri: the store.
+        digests: sha256 of manifest.json and of journal.json, which no manifest lists; empty for runs of older releases.
+    """
+
+    run_id: str
+    run_name: str | None
+    step: int | None
+    artifact_uri: str
+    tracking_uri: str
+    digests: Mapping[str, str]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """`run_id`, `run_name` and `step`."""
+        return {"run_id": self.run_id, "run_name": self.run_name, "step": self.step}
+
+    @property
+    def folder(self) -> Path | None:
+        """The bundle, where it lies on this disk: it need not be downloaded."""
+        place = local_folder(self.artifact_uri)
+        return place / BUNDLE if place is not None and (place / BUNDLE / "manifest.json").is_file() else None
+
+    def download(self, path: str, file: Path) -> None:
+        """Write one file of the bundle to this disk, by one request.
+
+        Raises:
+            TrackingError: the store does not give it.
+        """
+        _check_inside(path)
+        try:
+            # MLflow's `download_artifacts` would first ask whether the path is a folder.
+            artifacts: Any = get_artifact_repository(self.artifact_uri, tracking_uri=self.tracking_uri)
+            artifacts._download_file(f"{BUNDLE}/{path}", str(file))
+        except Exception as error:  # every kind of store has its own errors
+            raise TrackingError(
+                f"{BUNDLE}/{path} of run {self.run_id} cannot be downloaded from {self.tracking_uri}: {error}"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,70 +434,238 @@ def source_run(uri: str, *, tracking_uri: str | None = None) -> str | None:
         return None
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
-        try:
-            if uri.startswith("models:/"):
-                return _find_model(client, uri)[1]
-            if uri.startswith("mlflow-artifacts:/"):
-                return _run_in_path(client, uri)
-            return str(client.get_run(_split_run_uri(uri)[0]).info.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
+        return _source_run(client, uri)
 
 
-def resolve_run(run: str, *, tracking_uri: str | None = None) -> str:
-    """Id of the run that holds the audit that `run` means.
+def _source_run(client: MlflowClient, uri: str) -> str | None:
+    try:
+        if uri.startswith("models:/"):
+            return _find_model(client, uri)[1]
+        if uri.startswith("mlflow-artifacts:/"):
+            return _run_in_path(client, uri)
+        return str(client.get_run(_split_run_uri(uri)[0]).info.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def find_audits(
+    runs: Iterable[str], *, experiments: Sequence[str] = (), tracking_uri: str | None = None
+) -> list[LoggedAudit]:
+    """The audits that are meant, in the order given.
 
     Args:
-        run: a run id, `runs:/ID`, or `models:/...`, which means its source run. Where that run holds no audit
-            itself, its child runs are searched: the newest audit counts, if all are of the same weights.
+        runs: for each a run id; a run's name, unique in the experiments; `runs:/ID`; or `models:/...`, which means its
+            source run. Where a run holds no audit itself, its child runs are searched: the newest audit counts, if all
+            are of the same weights.
+        experiments: names of the experiments in which names are looked up; all by default.
         tracking_uri: None takes MLflow's own default.
 
     Raises:
-        TrackingError: no such run, no finished audit there, or several of different weights.
+        TrackingError: no such run or experiment, several runs of a name, no finished audit there, or several of
+            different weights.
     """
-    address = run.startswith(("runs:/", "models:/"))
-    if not address and not re.fullmatch(r"\w[\w-]*", run):
-        raise TrackingError(f"{run!r} is neither a folder with an evidence bundle nor the id of an MLflow run")
+    client: MlflowClient | None = None
+    found = []
+    for run in runs:
+        if client is None:
+            client = _connect_to_look_up(run, tracking_uri)
+        with _explained(f"{client.tracking_uri}, while looking for run {run!r}"):
+            found.append(_logged_audit(client, _audit_of(client, run, experiments)))
+    return found
+
+
+def search_audits(
+    matching: str | None = None, *, experiments: Sequence[str] = (), tracking_uri: str | None = None
+) -> list[LoggedAudit]:
+    """The finished audits that a search finds, by step, then by their start.
+
+    A run that matches and holds no audit itself stands for those of its child runs. Costs three requests and one more
+    for each thousand runs, however many audits there are.
+
+    Args:
+        matching: a filter as MLflow's runs page takes it, such as "tags.x = 'y'"; None takes all.
+        experiments: names of the experiments; all by default.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: no such experiment, a filter that MLflow does not understand, or no audit that matches.
+    """
     client = connect(tracking_uri, reading=True)
-    run_id = source_run(run, tracking_uri=tracking_uri) if address else run
-    if run_id is None:
-        raise TrackingError(f"{run!r} leads to no run in {client.tracking_uri}; give the id of the run with the audit")
-    with _explained(f"{client.tracking_uri}, while looking for run {run!r}"):
-        record = client.get_run(run_id)
-        if _holds_audit(record):
-            return str(record.info.run_id)
-        children = client.search_runs(
+    with _explained(client.tracking_uri):
+        places = _experiment_ids(client, experiments)
+        matches = list(_search(client, places, matching or ""))
+        audits = {run.info.run_id: run for run in matches if _holds_audit(run)}
+        parents = {run.info.run_id for run in matches} - set(audits)
+        if parents:
+            for run in _search(client, places, "tags.`interpret.status` != 'running'"):
+                if _holds_audit(run) and run.data.tags.get("mlflow.parentRunId") in parents:
+                    audits[run.info.run_id] = run
+    if not audits:
+        where = f"in {', '.join(map(repr, experiments)) or 'any experiment'} of {client.tracking_uri}"
+        what = f" matches {matching!r}" if matching else ""
+        others = f"; {len(matches)} other runs are there, without an audit" if matches else ""
+        raise TrackingError(f"no finished audit {where}{what}{others}; make one with `interpret audit`")
+    ordered = sorted(audits.values(), key=lambda run: run.info.start_time)
+    found = [_logged_audit(client, run) for run in ordered]
+    return sorted(found, key=lambda audit: math.inf if audit.step is None else audit.step)
+
+
+def _connect_to_look_up(run: str, tracking_uri: str | None) -> MlflowClient:
+    """A client; where a mistyped folder meets no store, the message speaks of the folder too."""
+    uri = tracking_uri or mlflow.get_tracking_uri()
+    if not (_may_exist(uri) or run.startswith(("runs:/", "models:/")) or _may_be_id(run)):
+        raise TrackingError(
+            f"{run!r} is neither a folder with an evidence bundle nor the id or name of a run: there is no MLflow "
+            f"store at {uri}; correct the folder, or name the store with --tracking-uri or MLFLOW_TRACKING_URI"
+        )
+    return connect(tracking_uri, reading=True)
+
+
+def _audit_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run:
+    """The run that holds the audit that `run` means."""
+    record = _run_of(client, run, experiments)
+    if _holds_audit(record):
+        return record
+    audits = [
+        child
+        for child in client.search_runs(
             [record.info.experiment_id],
             f"tags.`mlflow.parentRunId` = '{record.info.run_id}'",
             order_by=["attributes.start_time DESC"],
         )
-    audits = [child for child in children if _holds_audit(child)]
+        if _holds_audit(child)
+    ]
     audits = [audit for audit in audits if audit.data.tags.get("interpret.checkpoint_uri") == run] or audits
     if not audits:
         status = record.data.tags.get("interpret.status")
         why = f" (its audit is marked {status!r})" if status else ""
+        if _is_comparison(record):
+            why = f" (it is a comparison of {record.data.tags.get('interpret.inputs') or 'other audits'})"
         raise TrackingError(f"run {run!r} holds no finished audit{why}; make one with `interpret audit`")
     if len({audit.data.tags.get("interpret.state_sha256") for audit in audits}) > 1:
         known = ", ".join(
             f"{audit.info.run_id} ({audit.data.tags.get('interpret.checkpoint_uri')})" for audit in audits
         )
         raise TrackingError(f"run {run!r} has audits of several checkpoints; give the id of one of them: {known}")
-    return str(audits[0].info.run_id)
+    return audits[0]
+
+
+def _run_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run:
+    """The run of an address, an id or a name."""
+    if run.startswith(("runs:/", "models:/")):
+        run_id = _source_run(client, run)
+        if run_id is None:
+            raise TrackingError(
+                f"{run!r} leads to no run in {client.tracking_uri}; give the id of the run with the audit"
+            )
+        return client.get_run(run_id)
+    if _may_be_id(run):
+        try:
+            return client.get_run(run)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+    quote = '"' if "'" in run else "'"
+    places = _experiment_ids(client, experiments)
+    named = list(_search(client, places, f"attributes.run_name = {quote}{run}{quote}"))
+    named = [found for found in named if _holds_audit(found)] or named
+    if not named:
+        where = f"{', '.join(map(repr, experiments))} of {client.tracking_uri}" if experiments else client.tracking_uri
+        raise TrackingError(
+            f"{run!r} is neither a folder with an evidence bundle nor the id or name of a run in {where}"
+        )
+    if len(named) > 1:
+        names = {place.experiment_id: place.name for place in _all_experiments(client)}
+        candidates = "; ".join(
+            f"{found.info.run_id} (experiment {names.get(found.info.experiment_id, found.info.experiment_id)!r}, "
+            f"started {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(found.info.start_time / 1000))} UTC)"
+            for found in named[:20]
+        )
+        raise TrackingError(f"{len(named)} runs are named {run!r}; give the id of one of them: {candidates}")
+    return named[0]
+
+
+def _may_be_id(run: str) -> bool:
+    return re.fullmatch(r"\w[\w-]*", run) is not None
+
+
+def _all_experiments(client: MlflowClient) -> list[Experiment]:
+    found: list[Experiment] = []
+    token: str | None = ""
+    while token is not None:
+        page = client.search_experiments(max_results=PAGE, page_token=token or None)
+        found += page
+        token = page.token or None
+    return found
+
+
+def _experiment_ids(client: MlflowClient, names: Sequence[str]) -> list[str]:
+    """Ids of the named experiments, or of all that were not deleted."""
+    known = {experiment.name: str(experiment.experiment_id) for experiment in _all_experiments(client)}
+    for name in names:
+        if name not in known:
+            raise TrackingError(f"there is no experiment {name!r} in {client.tracking_uri}{did_you_mean(name, known)}")
+    return [known[name] for name in names or known]
+
+
+def _search(client: MlflowClient, experiment_ids: list[str], matching: str) -> Iterator[Run]:
+    token: str | None = ""
+    while token is not None:
+        page = client.search_runs(experiment_ids, matching, max_results=PAGE, page_token=token or None)
+        yield from page
+        token = page.token or None
 
 
 def _holds_audit(run: Run) -> bool:
-    return run.data.tags.get("interpret.status") in FINISHED
+    return run.data.tags.get("interpret.status") in FINISHED and not _is_comparison(run)
+
+
+def _is_comparison(run: Run) -> bool:
+    return run.data.tags.get("interpret.kind") == "comparison"
+
+
+def _logged_audit(client: MlflowClient, run: Run) -> LoggedAudit:
+    tags = run.data.tags
+    step = tags.get("interpret.step", "")
+    digests = {f"{name}.json": tags.get(f"interpret.{name}_sha256", "") for name in ("manifest", "journal")}
+    return LoggedAudit(
+        run_id=str(run.info.run_id),
+        run_name=run.info.run_name,
+        step=int(step) if step.isdecimal() else None,
+        artifact_uri=str(run.info.artifact_uri),
+        tracking_uri=client.tracking_uri,
+        digests={path: digest for path, digest in digests.items() if digest},
+    )
+
+
+def resolve_run(run: str, *, experiments: Sequence[str] = (), tracking_uri: str | None = None) -> str:
+    """Id of the run that holds the audit that `run` means, as :func:`find_audits` takes it.
+
+    Raises:
+        TrackingError: no such run, no finished audit there, or several of different weights.
+    """
+    (audit,) = find_audits([run], experiments=experiments, tracking_uri=tracking_uri)
+    return audit.run_id
 
 
 def run_origin(run_id: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
     """What MLflow says of an audited run: `run_id`, `run_name` and the checkpoint's `step`, None where unknown."""
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
-        run = client.get_run(run_id)
-    step = run.data.tags.get("interpret.step", "")
-    return {"run_id": run_id, "run_name": run.info.run_name, "step": int(step) if step.isdecimal() else None}
+        return _logged_audit(client, client.get_run(run_id)).origin
+
+
+def experiment_of(run_id: str, *, tracking_uri: str | None = None) -> str:
+    """Name of the experiment that a run belongs to.
+
+    Raises:
+        TrackingError: the run is unknown.
+    """
+    client = connect(tracking_uri)
+    with _explained(client.tracking_uri):
+        return str(client.get_experiment(client.get_run(run_id).info.experiment_id).name)
 
 
 def make_experiment(name: str, artifact_location: str, *, tracking_uri: str | None = None) -> str:
@@ -503,10 +722,10 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
     """The checkpoint that an address names, on this disk.
 
     Args:
-        uri: a file; `runs:/ID/PATH`; `runs:/ID`, the run's newest checkpoint: of its logged models the one with the
-            highest step, else what MLflow's checkpoint callback called the latest, else the files below `checkpoints/`,
-            else below `model/`, else any weight file; `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `models:/MODEL_ID`;
-            `mlflow-artifacts:/...`.
+        uri: a file; `runs:/ID/PATH`, of a file, a folder or a logged model; `runs:/ID`, the run's newest checkpoint: of
+            its logged models the one with the highest step, else what MLflow's checkpoint callback called the latest,
+            else the files below `checkpoints/`, else below `model/`, else any weight file; `models:/NAME/VERSION`,
+            `models:/NAME/latest`, `models:/NAME@ALIAS`, `models:/MODEL_ID`; `mlflow-artifacts:/...`.
         destination: folder for the download; a file is returned where it lies.
         tracking_uri: None takes MLflow's own default.
 
@@ -519,15 +738,14 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
     folder = Path(destination)
     with _explained(f"{client.tracking_uri}, while fetching {uri!r}"):
         run_id: str | None
-        root, path = uri, ""
+        root, path, known = uri, "", uri
         if uri.startswith("runs:/"):
             run_id, path = _split_run_uri(uri)
-            root, path = (f"runs:/{run_id}", path) if path else _newest_checkpoint(client, run_id)
+            root, path, known = _find_in_run(client, run_id, path)
         elif uri.startswith("models:/"):
-            root, run_id = _find_model(client, uri)
+            root, run_id, known = _find_model(client, uri)
         else:
             run_id = _run_in_path(client, uri)
-        in_run = uri.startswith("runs:/") and bool(path)
         if not path.endswith(WEIGHT_FILES):
             files = list(_walk(client, root, path))
             path = _choose(files, uri) if files else path  # nothing below it: the address is the file's own
@@ -539,7 +757,7 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
         )
     if not Path(file).resolve().is_relative_to(folder.resolve()):
         raise TrackingError(f"{found!r} would be written outside {folder}; it was refused")
-    return FetchedCheckpoint(Path(file), f"runs:/{run_id}/{path}" if in_run else uri, run_id)
+    return FetchedCheckpoint(Path(file), f"{known}/{path}" if known == f"runs:/{run_id}" else known, run_id)
 
 
 def _split_run_uri(uri: str) -> tuple[str, str]:
@@ -549,40 +767,72 @@ def _split_run_uri(uri: str) -> tuple[str, str]:
     return run_id, path
 
 
-def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None]:
-    """Where a registered or logged model's files lie, and its source run."""
+def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None, str]:
+    """Where a registered or logged model's files lie, its source run, and its lasting address."""
     name = urllib.parse.unquote(uri.removeprefix("models:/").strip("/"))
-    if "/" not in name and "@" not in name:
+    if name.startswith("m-") and "/" not in name and "@" not in name:
         model = client.get_logged_model(name)
-        return str(model.artifact_location), model.source_run_id
-    if "/" in name:
-        name, _, number = name.rpartition("/")
+        return str(model.artifact_location), model.source_run_id, uri
+    if "@" not in name:
+        name, _, number = name.rpartition("/") if "/" in name else (name, "", "")
+        if number == "latest":
+            number = _latest_version(client, name)
+            uri = f"models:/{name}/{number}"
         if not number.isdigit():
             raise TrackingError(
-                f"{uri!r} has no version number or alias; write models:/{name}/3 or models:/{name}@best"
+                f"{uri!r} has no version number or alias; write models:/{name}/3, models:/{name}/latest or "
+                f"models:/{name}@best"
             )
         version = client.get_model_version(name, number)
     else:
         version = client.get_model_version_by_alias(*name.rsplit("@", 1))
     location = client.get_model_version_download_uri(version.name, str(version.version))
-    return str(location), version.run_id or None
+    return str(location), version.run_id or None, uri
 
 
-def _newest_checkpoint(client: MlflowClient, run_id: str) -> tuple[str, str]:
-    """Root and path of the run's newest checkpoint; an empty path leaves the choice to what lies below the root."""
+def _latest_version(client: MlflowClient, name: str) -> str:
+    mark = '"' if "'" in name else "'"
+    versions = client.search_model_versions(
+        f"name = {mark}{name}{mark}", max_results=1, order_by=["version_number DESC"]
+    )
+    if not versions:
+        raise TrackingError(f"there is no version of a registered model {name!r} in {client.tracking_uri}")
+    return str(versions[0].version)
+
+
+def _find_in_run(client: MlflowClient, run_id: str, path: str) -> tuple[str, str, str]:
+    """Where a path of a run lies, or its newest checkpoint where the path is empty: root, path, the root's address.
+
+    An empty path leaves the choice to what lies below the root.
+    """
     run = client.get_run(run_id)
-    root = str(run.info.artifact_uri)
-    models = run.outputs.model_outputs if run.outputs is not None else []
-    if models:
-        newest = max(models, key=lambda model: model.step or 0)
-        return str(client.get_logged_model(newest.model_id).artifact_location), ""
+    root, address, below = str(run.info.artifact_uri), f"runs:/{run_id}", ""
+    outputs = run.outputs.model_outputs if run.outputs is not None else []
+    if path:
+        name, _, below = path.partition("/")
+        own = mlflow.artifacts.list_artifacts(artifact_uri=root, tracking_uri=client.tracking_uri) if outputs else []
+        if any(PurePosixPath(item.path).name == name for item in own):
+            return root, path, address
+        outputs = [output for output in outputs if client.get_logged_model(output.model_id).name == name]
+    if outputs:
+        last = max(output.step or 0 for output in outputs)
+        models = [client.get_logged_model(output.model_id) for output in outputs if (output.step or 0) == last]
+        models.sort(key=lambda model: model.creation_timestamp)
+        if len({model.name for model in models}) > 1:
+            listed = ", ".join(f"models:/{model.model_id} ({model.name})" for model in models[:20])
+            raise TrackingError(f"run {run_id!r} logged several models at its last step, {last}; name one: {listed}")
+        newest = models[-1]
+        return str(newest.artifact_location), below, f"models:/{newest.model_id}"
+    if path:
+        return root, path, address
     if latest := run.data.tags.get("mlflow.latest_checkpoint_artifact"):
-        return root, latest
+        return root, latest, address
     for folder in ("checkpoints", "model", ""):
         files = list(_walk(client, root, folder, skip=(BUNDLE, "images")))
-        if any(path.endswith(WEIGHT_FILES) for path in files):
-            return root, _choose(files, f"runs:/{run_id}")
-    raise TrackingError(f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts")
+        if any(file.endswith(WEIGHT_FILES) for file in files):
+            return root, _choose(files, address), address
+    known = f", only {', '.join(sorted(files)[:9])}" if files else ""
+    raise TrackingError(f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts{known}")
 
 
 def _walk(client: MlflowClient, root: str, path: str, skip: Collection[str] = ()) -> Iterator[str]:
@@ -601,16 +851,26 @@ def _walk(client: MlflowClient, root: str, path: str, skip: Collection[str] = ()
 def _choose(files: Sequence[str], where: str) -> str:
     """The one checkpoint among the files.
 
-    Files whose paths differ only in their numbers (epoch_9.pt, epoch_10.pt) are one series: its last is the newest.
+    Files whose paths differ only in their numbers (epoch_9.pt, epoch_10.pt) are one series: its last is the newest. So
+    is, among files of one place, the one called last, as Lightning and others do.
     """
     weights = [path for path in files if path.endswith(WEIGHT_FILES)]
     candidates = [path for path in weights if path.endswith(".safetensors")] or weights
     if not candidates:
         known = ", ".join(sorted(files)[:9])
         raise TrackingError(f"{where!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}), only {known}")
+    named = [path for path in candidates if PurePosixPath(path).stem == "last"]
+    if len(named) == 1 and len({_place(path) for path in candidates}) == 1:
+        return named[0]
     if len({re.sub(r"\d+", "0", path) for path in candidates}) > 1:
         raise TrackingError(f"{where!r} holds several checkpoints; name one of {', '.join(sorted(candidates)[:20])}")
     return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)])
+
+
+def _place(path: str) -> PurePosixPath:
+    """The folder of a file; Lightning's logger puts each into a folder of the file's own name."""
+    file = PurePosixPath(path)
+    return file.parent.parent if file.parent.name == file.stem else file.parent
 
 
 def _run_in_path(client: MlflowClient, uri: str) -> str | None:

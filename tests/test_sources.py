@@ -9,12 +9,14 @@ from PIL import Image
 from torch import nn
 
 from bundles import bundle, network
-from interpret import sources
+from interpret import cli, sources
 from interpret.architectures import PublishedWeights, weights_of
-from interpret.checkpoint import read_checkpoint
+from interpret.checkpoint import read_checkpoint, state_sha256
 from interpret.errors import CheckpointError, ImageError
 from interpret.preprocessing import Preprocessing
 from interpret.publishing import log_evidence
+from interpret.sections import identity
+from interpret.sections.subject import Subject
 
 # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -110,6 +112,66 @@ def test_labels_from_folders_need_a_folder(photos: Path) -> None:
 def test_a_checkpoint_without_a_model_is_refused(photos: Path) -> None:
     with pytest.raises(CheckpointError, match=r"'net\.pt' holds weights, not an architecture"):
         sources.audit_checkpoint("net.pt", photos)
+
+
+class Pictures(nn.Sequential):
+    """A module of a class of its own, to be pickled."""
+
+
+@pytest.fixture
+def pickled(tmp_path: Path) -> tuple[Path, nn.Module]:
+    model = Pictures(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    torch.save(model, tmp_path / "whole.pt")
+    return tmp_path / "whole.pt", model
+
+
+def test_a_trusted_module_is_audited_as_the_model_and_the_report_says_so(
+    pickled: tuple[Path, nn.Module], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = pickled
+    with sources.audit_checkpoint(str(path), photos, trust_pickle=True, crop=8, resize=8, methods=()) as evidence:
+        manifest = evidence.manifest
+        assert manifest.model["name"] == "Pictures"
+        assert manifest.checkpoint["format"] == "pickled module (trusted)"
+        assert manifest.checkpoint["state_sha256"] == state_sha256(model.state_dict())
+        told = identity.build(Subject(labels=("whole",), evidence={"whole": evidence}, comparison=None))
+    (row,) = (row for row in told["same"] if row["name"] == "Format")
+    assert row["texts"] == ["pickled module (trusted)"]
+    calls = sources.trace_checkpoint(str(path), None, input_shape=(3, 8, 8), trust_pickle=True).calls
+    assert [call.key for call in calls if call.kind == "convolution"] == ["0"]
+    code = ["layers", str(path), "--trust-pickle", "--input-shape", "3,8,8"]
+    assert cli.main(code) == 0
+    error = capsys.readouterr().err
+    assert error.count("unpickled on trust, which runs the file's code with your rights") == 1
+    assert cli.main([*code, "--model", "torchvision:resnet18"]) != 0
+    assert "whole.pt' does not fit the model" in capsys.readouterr().err
+
+
+def test_a_module_is_refused_without_trust(pickled: tuple[Path, nn.Module], photos: Path) -> None:
+    path, _ = pickled
+    with pytest.raises(CheckpointError, match="holds weights, not an architecture"):
+        sources.audit_checkpoint(str(path), photos)
+    with pytest.raises(CheckpointError, match=r"is a pickled model, not its weights.*--trust-pickle"):
+        sources.audit_checkpoint(str(path), photos, model="torchvision:resnet18")
+
+
+def test_trust_needs_a_model_where_the_file_holds_none(tmp_path: Path, photos: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
+    with pytest.raises(CheckpointError, match=r"net\.pt' holds weights, not a module; name it, as --model"):
+        sources.audit_checkpoint(str(tmp_path / "net.pt"), photos, trust_pickle=True)
+
+
+def test_a_pickled_module_is_audited_from_its_run(
+    store: str, training_run: str, pickled: tuple[Path, nn.Module], photos: Path
+) -> None:
+    path, model = pickled
+    client = MlflowClient(tracking_uri=store)
+    client.log_artifact(training_run, str(path), "whole")
+    options = {"crop": 8, "resize": 8, "methods": (), "trust_pickle": True, "tracking_uri": store}
+    with sources.audit_checkpoint(f"runs:/{training_run}/whole", photos, **options) as evidence:
+        assert evidence.manifest.checkpoint["uri"] == f"runs:/{training_run}/whole/whole.pt"
+        assert evidence.manifest.checkpoint["format"] == "pickled module (trusted)"
+        assert evidence.manifest.checkpoint["state_sha256"] == state_sha256(model.state_dict())
 
 
 def test_only_a_bundle_is_removed(tmp_path: Path) -> None:

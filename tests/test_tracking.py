@@ -1,13 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +11,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import FileInfo, LoggedModelOutput
 from mlflow.exceptions import MlflowException
+from mlflow.utils.checkpoint_utils import MlflowModelCheckpointCallbackBase
 from PIL import Image
 
 from interpret import tracking
 from interpret.errors import TrackingError
 from interpret.tracking import Destination, open_run
+from servers import free_port, mlflow_server
 
 # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy")
@@ -495,6 +492,102 @@ def test_a_logged_model_by_its_id_and_as_the_newest_of_its_run(
     assert fetch(f"runs:/{training_run}", tmp_path, store).path.read_text() == "seven"
 
 
+def logged_model(client: MlflowClient, run_id: str, tmp_path: Path, name: str, step: int, file: str) -> str:
+    """Id of a model of the run with one file, which holds its path."""
+    model = client.create_logged_model(client.get_run(run_id).info.experiment_id, name=name, source_run_id=run_id)
+    local = tmp_path / model.model_id / file
+    local.parent.mkdir(parents=True)
+    local.write_text(f"{name} {step} {file}")
+    client.log_model_artifacts(model.model_id, str(tmp_path / model.model_id))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    return str(model.model_id)
+
+
+def test_a_logged_model_by_its_name_in_the_run(
+    client: MlflowClient, store: str, training_run: str, tmp_path: Path
+) -> None:
+    logged_model(client, training_run, tmp_path, "model", 1, "data/model.pth")
+    newest = logged_model(client, training_run, tmp_path, "model", 2, "data/model.pt2")
+    other = logged_model(client, training_run, tmp_path, "other", 3, "data/model.pt2")
+    for path, model_id, content in (
+        ("model", newest, "model 2 data/model.pt2"),
+        ("model/data", newest, "model 2 data/model.pt2"),
+        ("model/data/model.pt2", newest, "model 2 data/model.pt2"),
+        ("other", other, "other 3 data/model.pt2"),
+    ):
+        found = fetch(f"runs:/{training_run}/{path}", tmp_path, store)
+        assert (found.path.read_text(), found.uri) == (content, f"models:/{model_id}")
+        assert found.run_id == training_run
+    put(client, training_run, tmp_path, "model/own.pt")  # a folder of the run itself goes before
+    assert fetch(f"runs:/{training_run}/model", tmp_path, store).uri == f"runs:/{training_run}/model/own.pt"
+
+
+def test_logged_models_of_the_same_step(client: MlflowClient, store: str, training_run: str, tmp_path: Path) -> None:
+    logged_model(client, training_run, tmp_path, "net", 0, "data/first.pth")
+    again = logged_model(client, training_run, tmp_path, "net", 0, "data/second.pth")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).uri == f"models:/{again}"
+    decoder = logged_model(client, training_run, tmp_path, "decoder", 0, "data/model.pth")
+    with pytest.raises(TrackingError, match=rf"several models at its last step, 0; .*{again} \(net\), .*{decoder}"):
+        fetch(f"runs:/{training_run}", tmp_path, store)
+    assert fetch(f"runs:/{training_run}/decoder", tmp_path, store).uri == f"models:/{decoder}"
+
+
+def test_the_order_in_which_a_runs_checkpoints_count(
+    client: MlflowClient, store: str, training_run: str, tmp_path: Path
+) -> None:
+    for path in ("elsewhere/a.pt", "model/data/model.pth", "checkpoints/epoch_1/checkpoint.pth"):
+        put(client, training_run, tmp_path, path)
+        assert fetch(f"runs:/{training_run}", tmp_path, store).uri == f"runs:/{training_run}/{path}"
+    put(client, training_run, tmp_path, "named/latest.pt")
+    client.set_tag(training_run, "mlflow.latest_checkpoint_artifact", "named/latest.pt")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).uri == f"runs:/{training_run}/named/latest.pt"
+    model_id = logged_model(client, training_run, tmp_path, "net", 0, "data/model.pth")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).uri == f"models:/{model_id}"
+    assert fetch(f"runs:/{training_run}/elsewhere/a.pt", tmp_path, store).path.read_text() == "elsewhere/a.pt"
+
+
+@pytest.mark.parametrize("names", [{"save_best_only": False}, {"save_best_only": True}, {"save_freq": 1}])
+def test_what_mlflows_checkpoint_callback_leaves(
+    store: str, client: MlflowClient, experiment: str, tmp_path: Path, names: dict[str, object]
+) -> None:
+    class Callback(MlflowModelCheckpointCallbackBase):
+        def save_checkpoint(self, filepath: str) -> None:
+            Path(filepath).write_text(f"epoch {self.epoch}")
+
+    settings = {"save_best_only": False, "save_freq": "epoch", "monitor": "loss", "mode": "min"} | names
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store)
+    try:
+        with mlflow.start_run(experiment_id=client.get_experiment_by_name(experiment).experiment_id) as run:
+            callback = Callback(checkpoint_file_suffix=".pth", save_weights_only=True, **settings)
+            for epoch in range(9, 12):
+                callback.epoch = epoch
+                callback.check_and_save_checkpoint_if_needed(epoch, epoch, {"loss": 1 / epoch})
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert fetch(f"runs:/{run.info.run_id}", tmp_path, store).path.read_text() == "epoch 11"
+    if not settings["save_best_only"]:
+        client.delete_tag(run.info.run_id, "mlflow.latest_checkpoint_artifact")
+        assert fetch(f"runs:/{run.info.run_id}", tmp_path, store).path.read_text() == "epoch 11"
+
+
+def test_what_lightnings_logger_leaves(client: MlflowClient, store: str, training_run: str, tmp_path: Path) -> None:
+    for name in ("epoch=9-step=20", "epoch=10-step=22"):
+        put(client, training_run, tmp_path, f"{name}/{name}.ckpt", f"{name}/metadata.yaml", f"{name}/aliases.txt")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).path.read_text().endswith("epoch=10-step=22.ckpt")
+    put(client, training_run, tmp_path, "last/last.ckpt", "last/metadata.yaml")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).path.read_text() == "last/last.ckpt"
+    put(client, training_run, tmp_path, "teacher/weights.ckpt")  # of another place: which is meant is not known
+    with pytest.raises(TrackingError, match=r"name one of .*last/last\.ckpt, teacher/weights\.ckpt"):
+        fetch(f"runs:/{training_run}", tmp_path, store)
+
+
+def test_the_last_beside_the_best(client: MlflowClient, store: str, training_run: str, tmp_path: Path) -> None:
+    put(client, training_run, tmp_path, "checkpoints/best.pt", "checkpoints/last.pt")
+    assert fetch(f"runs:/{training_run}", tmp_path, store).uri == f"runs:/{training_run}/checkpoints/last.pt"
+
+
 def test_addresses_without_a_run_in_this_store(store: str, experiment: str) -> None:
     assert tracking.source_run("weights/net.pt", tracking_uri=store) is None
     assert tracking.source_run("runs:/0123456789abcdef/net.pt", tracking_uri=store) is None
@@ -502,12 +595,6 @@ def test_addresses_without_a_run_in_this_store(store: str, experiment: str) -> N
 
 
 # ------------------------------------------------------------------------------------------------------------- servers
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def test_where_nothing_listens_one_message_comes_at_once() -> None:
@@ -536,33 +623,8 @@ def test_a_slow_server_is_waited_for(monkeypatch: pytest.MonkeyPatch, caplog: py
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{folder / 'mlflow.db'}",
-        "--artifacts-destination",
-        str(folder / "a"),
-    ]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "OMP_NUM_THREADS": "1"}
-    with (folder / "log").open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **quiet}, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        uri = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert process.poll() is None, (folder / "log").read_text()
-            try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
         yield uri
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
 
 
 def test_a_server_holds_the_same_run(server: str, folder: Path, tmp_path: Path) -> None:
