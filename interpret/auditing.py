@@ -85,6 +85,7 @@ def audit(
     features: Mapping[str, Sequence[int]] | None = None,
     kernels: Sequence[str] | str = (),
     skip_broken: bool = False,
+    step: int | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Evidence:
@@ -121,6 +122,7 @@ def audit(
         kernels: convolutions whose kernels are kept whole, so that filters of two runs can be matched one to one;
             those of the first are anyway.
         skip_broken: of paths, leave out images that cannot be decoded, and say which.
+        step: of the training, by which timelines are ordered; None for what the checkpoint says.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
 
@@ -165,7 +167,19 @@ def audit(
         _write(writer, records, probe)
         clock.stop("collect")
         manifest = _manifest(
-            setting, probe, checkpoint, crew, reference, seed, targets, size, class_names, layers, forward, records
+            setting,
+            probe,
+            checkpoint,
+            step,
+            crew,
+            reference,
+            seed,
+            targets,
+            size,
+            class_names,
+            layers,
+            forward,
+            records,
         )
         journal = {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -658,6 +672,7 @@ def _manifest(
     setting: Setting,
     probe: ProbeImages,
     checkpoint: Checkpoint | None,
+    step: int | None,
     crew: Crew,
     reference: Tensor,
     seed: int,
@@ -692,6 +707,7 @@ def _manifest(
             "unexpected": [] if checkpoint is None else list(checkpoint.unexpected),
             "missing": [] if checkpoint is None else list(checkpoint.missing),
             "others": {} if checkpoint is None else dict(checkpoint.others),
+            "step": checkpoint.step if step is None and checkpoint is not None else step,
         },
         model={
             "name": type(setting.model).__name__,

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import pickle
 import pickletools
 import re
@@ -47,6 +48,7 @@ OPTIMIZER = re.compile(r"(^|[_.])(optim|optimizer)s?([_.]|$)")
 COUNTERS = ("n_averaged", "steps")  # of torch's and of mmengine's averaged model, beside the module they wrap
 # What tensors themselves ask a pickle for.
 HARMLESS = re.compile(r"(torch\.(_utils\..*|\w+)|collections\.OrderedDict|_codecs\.encode|__builtin__\.(set|bytes))$")
+STEPS = ("global_step", "step", "iteration", "iter", "epoch")  # names of the training step; earlier ones win
 DEEPEST = 5  # dicts within dicts; one that holds itself would never end
 
 # Numbers of dtypes in archives of torch.export; its schema says that they will never change.
@@ -108,6 +110,7 @@ class Checkpoint:
             None where a tensor of it has no digest (sparse, quantized). Empty where the file holds nothing else.
         unexpected: names that the file holds and the model does not; known once loaded.
         missing: BatchNorm counters that the file lacks (nothing else may be missing); known once loaded.
+        step: of the training: what the file says of it, else what its name does; None where neither does.
         module: the module that the weights came from, where the file is trusted and holds one.
     """
 
@@ -122,6 +125,7 @@ class Checkpoint:
     others: Mapping[str, str | None] = field(default_factory=dict)
     unexpected: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    step: int | None = None
     module: nn.Module | None = field(default=None, repr=False)
 
 
@@ -165,7 +169,7 @@ def read_checkpoint(
         state, inner = _unwrapped(below)
         stripped = (*stripped, prefix, *inner)
     checkpoint = Checkpoint(
-        uri=str(path) if uri is None else uri,
+        uri=os.fsencode(path if uri is None else uri).decode("utf-8", "replace"),
         path=file,
         file_sha256=_files_sha256(files),
         format=form,
@@ -174,6 +178,7 @@ def read_checkpoint(
         dtypes=dict(Counter(dtype_name(tensor.dtype) for tensor in state.values())),
         state={name: tensor.detach() for name, tensor in state.items()},
         others={name: _digest_of_other(other) for name, other in states.items() if name},
+        step=_step_in(content, str(path) if uri is None else uri),
         module=None if prefix else modules.get(chosen),
     )
     if checkpoint.others:
@@ -181,6 +186,19 @@ def read_checkpoint(
         others = first_few([repr(name) for name in checkpoint.others], 8)
         logger.info("%s: weights taken from %s; it also holds %s (choose with --branch)", checkpoint.uri, place, others)
     return checkpoint
+
+
+def _step_in(content: object, name: str) -> int | None:
+    """The training step that a checkpoint's content gives, or the name of its file or folder."""
+    if isinstance(content, Mapping):
+        for key in STEPS:
+            if type(content.get(key)) is int and content[key] >= 0:
+                return int(content[key])
+    for part in reversed(re.split(r"[/\\]", name)[-2:]):
+        for key in STEPS:
+            if found := re.search(rf"(?<![a-z]){key}[=_-]?(\d{{1,15}})(?!\d)", part.lower()):
+                return int(found[1])
+    return None
 
 
 def canonical_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:

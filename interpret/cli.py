@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InterpretError, OSError) as error:
         if state["debug"]:
             traceback.print_exc()
-        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)  # also what others' code says in several
+        message = " ".join(str(error).splitlines())  # also what others' code says in several
+        click.echo(f"Error: {_printable(message)}", err=True)
         return BAD_INPUT
     return code if isinstance(code, int) else 0
 
@@ -395,21 +396,26 @@ def commands(context: click.Context) -> None:
         "interpret audit runs:/3f2a9c --model nets.py:build --images val/ --labels-from-folders",
         "interpret audit new.pt --model torchvision:resnet50 --images photos/ --targets 3f2a9c",
         "interpret audit new.pt --model torchvision:resnet50 --probe probe/",
+        "interpret audit 'runs:/3f2a9c/*' --model nets.py:build --images val/",
     )
 )
-@click.argument("checkpoint")
+@click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
 @model_options
 @image_options
 @audit_options
-@click.option("--out", type=click.Path(), help="Folder that becomes the evidence bundle; must be empty or absent.")
+@click.option(
+    "--out",
+    type=click.Path(),
+    help="Folder that becomes the evidence bundle; must be empty or absent. Of several checkpoints, a folder for each.",
+)
 @mlflow_options
 @click.option("--run-id", help="Log into this MLflow run instead of a new one.")
 @click.option("--run-name", help="Name of the new run.  [default: the checkpoint's]")
-@click.option("--step", type=int, help="Training step of the checkpoint.")
+@click.option("--step", type=click.IntRange(0), help="Training step of the checkpoint.  [default: what it says itself]")
 @json_option
 @common_options
 def audit(
-    checkpoint: str,
+    checkpoints: tuple[str, ...],
     out: str | None,
     no_mlflow: bool,
     tracking_uri: str | None,
@@ -421,10 +427,12 @@ def audit(
     as_json: bool,
     **options: Any,
 ) -> int:
-    """Audit one checkpoint on probe images.
+    """Audit a checkpoint on probe images, or several of one training.
 
     CHECKPOINT: a file; runs:/RUN_ID[/PATH]; models:/NAME/VERSION, /latest, models:/NAME@ALIAS or models:/MODEL_ID;
-    mlflow-artifacts:/...; or torchvision:ResNet50_Weights.IMAGENET1K_V2.
+    mlflow-artifacts:/...; or torchvision:ResNet50_Weights.IMAGENET1K_V2. 'runs:/RUN_ID/*' stands for all checkpoints of
+    a run. Each becomes a run of its own with its step, a child of the training's run; the maps of all explain the
+    targets of the first.
 
     Prints the MLflow run, where its artifacts lie, and the folder of the evidence.
     """
@@ -435,36 +443,65 @@ def audit(
 
     if not no_mlflow:
         _check_store(tracking_uri)
-    with _Progress() as progress:
-        evidence = sources.audit_checkpoint(
-            checkpoint, out=out, tracking_uri=tracking_uri, command=_command(), progress=progress, **options
-        )
+    where: dict[str, Any] = {
+        "tracking_uri": tracking_uri,
+        "experiment": experiment,
+        "run_id": run_id,
+        "run_name": run_name,
+    }
+    chosen = sources.list_checkpoints(checkpoints, tracking_uri=tracking_uri)
+    several = len(chosen) > 1
+    if several and (run_id, run_name, step) != (None, None, None):
+        raise click.UsageError("--run-id, --run-name and --step are of one checkpoint; leave them out for several")
+    results: list[dict[str, Any]] = []
+
+    def log(name: str, evidence: Evidence, folder: str | None, notify: Callable[[str, int, int], None]) -> None:
         run = location = None
         if not no_mlflow:
             from interpret import publishing, tracking
 
-            run = publishing.publish(
-                evidence,
-                run_id,
-                tracking_uri=tracking_uri,
-                experiment=experiment,
-                run_name=run_name,
-                step=step,
-                force=force,
-                progress=progress,
-            )
+            run = publishing.publish(evidence, force=force, progress=notify, **where)
             location = tracking.artifact_location(run, tracking_uri=tracking_uri)
             local = tracking.local_folder(location)
-            out = out or (str(local / tracking.BUNDLE) if local is not None else None)
-        code = _failures(evidence)
-        evidence.close()
-    result = {"run_id": run, "artifact_location": location, "evidence": out, "status": evidence.manifest.status}
+            folder = folder or (str(local / tracking.BUNDLE) if local is not None else None)
+        manifest = evidence.manifest
+        step = {"step": manifest.checkpoint["step"]} if several else {}
+        results.append(
+            {"run_id": run, "artifact_location": location, "evidence": folder, "status": manifest.status, **step}
+        )
+
+    def note_failure(uri: str, error: BaseException) -> None:
+        if not no_mlflow:
+            from interpret import publishing
+
+            publishing.log_failure(error, step=step, checkpoint_uri=uri, **where)
+
+    with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as temporary:
+        asked = {**options, "tracking_uri": tracking_uri, "command": _command(), "failed": note_failure}
+        if several:
+            audited = sources.audit_several(
+                chosen,
+                Path(out or temporary),
+                progress=progress.of,
+                finished=lambda name, evidence: log(name, evidence, out and str(evidence.folder), progress.of(name)),
+                **asked,
+            )
+        else:
+            evidence = sources.audit_checkpoint(chosen[0], out=out, step=step, progress=progress, **asked)
+            log("", evidence, out, progress)
+            audited = {"": evidence}
+        code = max(_failures(evidence) for evidence in audited.values())
+        for evidence in audited.values():
+            evidence.close()
     if as_json:
-        click.echo(json.dumps(result, indent=2))
+        click.echo(json.dumps(results if several else results[0], indent=2))
+    elif several:
+        _print_table({name: [result[name] for result in results] for name in ("run_id", "step", "status", "evidence")})
     else:
+        run, location, folder = (results[0][name] for name in ("run_id", "artifact_location", "evidence"))
         click.echo(f"run        {run or '-'}")
         click.echo(f"artifacts  {location or '-'}")
-        click.echo(f"evidence   {out or f'in the artifacts; `interpret show {run}` fetches it'}")
+        click.echo(f"evidence   {folder or f'in the artifacts; `interpret show {run}` fetches it'}")
     return code
 
 
@@ -659,7 +696,7 @@ def check(
         click.echo(json.dumps(result.to_dict(), indent=2))
     else:
         _print_table(result.table())
-        click.echo("\n".join(result.summary()))
+        click.echo("\n".join(map(_printable, result.summary())))
     return VIOLATED_POLICY if result.violated else 0
 
 
@@ -756,11 +793,11 @@ def show(run: str, experiments: tuple[str, ...], tracking_uri: str | None, as_js
         click.echo(json.dumps({**identity, "layers": _rows(table), "findings": findings}, indent=2))
         return code
     for name, value in identity.items():
-        click.echo(f"{name:<13}{value or '-'}")
+        click.echo(_printable(f"{name:<13}{value or '-'}"))
     _print_table(table)
     for finding in findings:
         where = f"{finding['layer']}: " if finding["layer"] else ""
-        click.echo(f"{finding['severity']:<9}{where}{finding['message']}")
+        click.echo(_printable(f"{finding['severity']:<9}{where}{finding['message']}"))
     return code
 
 
@@ -1108,7 +1145,7 @@ def _failures(evidence: Evidence) -> int:
     """Name the collectors that failed; return the exit code."""
     failed = {name: state for name, state in evidence.manifest.collectors.items() if state["status"] == "failed"}
     for name, state in failed.items():
-        click.echo(f"Warning: the collector {name!r} failed: {state['message']}", err=True)
+        click.echo(_printable(f"Warning: the collector {name!r} failed: {state['message']}"), err=True)
     return FAILED_COLLECTOR if failed else 0
 
 
@@ -1121,7 +1158,7 @@ def _by(sizes: Sequence[float] | None) -> str | None:
 
 
 def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "") if names else "none"
+    return _printable(", ".join(names[:most])) + (", ..." if len(names) > most else "") if names else "none"
 
 
 def _shape(shape: Sequence[int] | None) -> str | None:
@@ -1151,4 +1188,10 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else _printable(str(value))
+
+
+def _printable(text: str) -> str:
+    """The text with what would move the cursor, end the line or turn the direction of writing as escapes."""
+    hidden = r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    return re.sub(hidden, lambda found: ascii(found[0])[1:-1], text)

@@ -221,7 +221,7 @@ def compare(
         others: the runs in question.
         labels: names of the runs, the reference first; by default the MLflow run's name, the bundle's folder, or the
             model's name where the bundle is temporary. Repeated names get a number.
-        origins: for each run what MLflow says of it: `run_id`, `run_name`, `step`.
+        origins: for each run what MLflow says of it: `run_id`, `run_name`, `step`; without a step the evidence's holds.
 
     Raises:
         InterpretError: there is nothing to compare with, or labels or origins do not fit the runs.
@@ -235,7 +235,10 @@ def compare(
             raise InterpretError(
                 f"{len(given)} {what} were given for {len(evidence)} runs; give one for each, the reference first"
             )
-    known = [dict(origin) for origin in origins] if origins is not None else [{} for _ in evidence]
+    known = [
+        {**origin, "step": item.manifest.checkpoint["step"] if origin.get("step") is None else origin["step"]}
+        for item, origin in zip(evidence, origins or [{}] * len(evidence), strict=True)
+    ]
     names = list(labels) if labels is not None else [_name(*item) for item in zip(evidence, known, strict=True)]
     unique = unique_labels(names)
     runs = {label: Run(item) for label, item in zip(unique, evidence, strict=True)}

@@ -29,6 +29,7 @@ ARRAY_FILES = (
     "weights", "layers", "predictions", "maps", "attributions", "trust", "features", "kernels", "activations", "inputs",
 )  # fmt: skip
 KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "attention", "container", "other")
+SLUG_LENGTH = 100  # of a key in file names, which MLflow makes 80 characters longer; systems allow 255 bytes
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock
 
 Array = NDArray[Any]
@@ -77,8 +78,8 @@ class Call:
 
     @property
     def slug(self) -> str:
-        """Return the file name of this call's previews: ``<NNN>-<key with odd characters replaced>``."""
-        return f"{self.position:03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', self.key)}"
+        """Return the file name of this call's previews: ``<NNN>-<key with odd characters replaced>``, cut if long."""
+        return f"{self.position:03d}-{re.sub(r'[^A-Za-z0-9._-]', '_', self.key)[:SLUG_LENGTH]}"
 
     @property
     def channels(self) -> int:
@@ -366,17 +367,25 @@ class EvidenceWriter:
 
     def text(self, path: str, content: str) -> None:
         """Write a text file that the digests cover."""
-        self._write(path, content.encode())
+        self._write(path, content.encode("utf-8", "replace"))
 
     def json(self, path: str, content: Any) -> None:
         """Write strict JSON (no NaN, no infinity) that the digests cover."""
         self._write(path, json_bytes(content))
 
     def arrays(self, kind: str, arrays: Mapping[str, Array]) -> None:
-        """Write ``kind``.npz: uncompressed, in the order given, without time stamps."""
+        """Write ``kind``.npz: uncompressed, in the order given, without time stamps.
+
+        Raises:
+            EvidenceError: the archive's members cannot bear such a name.
+        """
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for key, array in arrays.items():
+                if re.search(r"[\0\ud800-\udfff]", key):
+                    raise EvidenceError(
+                        f"{key!r} cannot be stored: its name holds what is no text; rename the module that bears it"
+                    )
                 member = zipfile.ZipInfo(f"{key}.npy", EPOCH)
                 with archive.open(member, "w", force_zip64=array.nbytes > 2**31) as stream:
                     np.lib.format.write_array(stream, np.ascontiguousarray(array), allow_pickle=False)
@@ -401,8 +410,11 @@ class EvidenceWriter:
 
 
 def json_bytes(content: Any) -> bytes:
-    """Strict, readable JSON: UTF-8, two spaces, a final newline, no NaN and no infinity."""
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """Strict, readable JSON: UTF-8, two spaces, a final newline, no NaN and no infinity.
+
+    What is no text, such as odd bytes in the name of a file, becomes a question mark.
+    """
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def read_evidence(folder: str | Path, fetch: Fetch | None = None) -> Evidence:
@@ -458,6 +470,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         ]
         content["settings"] = {"refused": {}, "notes": {}, "trust": False, "features": {}, **content["settings"]}
     content["settings"].setdefault("kernels", [])
+    content["checkpoint"].setdefault("step", None)
     return content
 
 

@@ -6,14 +6,16 @@ the report's engine are imported by the functions that need them.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import html
 import json
 import logging
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -22,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interpret import __version__
+from interpret.errors import InterpretError
 from interpret.evidence import Evidence, as_evidence
 
 if TYPE_CHECKING:
@@ -206,7 +209,7 @@ def log_evidence(
         experiment: name; None takes the parent run's, else MLflow's own default.
         run_name: name of a new run; None takes the checkpoint's.
         parent_run_id: run under which a new one is shown; None takes the checkpoint's source run.
-        step: the checkpoint's step, for totals.
+        step: the checkpoint's step, for totals; None takes the evidence's.
         force: make a new run even where the same audit is there already.
 
     Returns:
@@ -216,6 +219,7 @@ def log_evidence(
         TrackingError: MLflow cannot be reached, or the run is unknown or holds another audit.
     """
     evidence = as_evidence(evidence)
+    step = _step(evidence, step)
     with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
         if not run.recognised:
             _upload(evidence, run)
@@ -251,7 +255,7 @@ def publish(
         experiment: name; None takes the parent run's, else MLflow's own default.
         run_name: name of a new run; None takes the checkpoint's.
         parent_run_id: run under which a new one is shown; None takes the checkpoint's source run.
-        step: the checkpoint's step, for totals and pictures.
+        step: the checkpoint's step, for totals and pictures; None takes the evidence's.
         force: make a new run even where the same audit is there already.
         formats: of the report, "html" and "pdf".
         options: how the report is made; its title is the run's name by default.
@@ -269,6 +273,7 @@ def publish(
 
     evidence = as_evidence(evidence)
     notify = progress or (lambda stage, done, total: None)
+    step = _step(evidence, step)
     with _open_run(evidence, run_id, tracking_uri, experiment, run_name, parent_run_id, step, force) as run:
         if not run.recognised:
             options = options or ReportOptions(title=run_name or audit_name(evidence))
@@ -282,6 +287,46 @@ def publish(
             _finish(evidence, run, step or 0)
             notify("upload", 1, 1)
     return run.run_id
+
+
+def log_failure(
+    error: BaseException,
+    run_id: str | None = None,
+    *,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+    step: int | None = None,
+    checkpoint_uri: str = "",
+) -> str | None:
+    """Mark a run as an audit that failed, with the reason, where there is no evidence to log.
+
+    Args:
+        error: what made the audit fail.
+        run_id: an existing run, left alone if it holds another audit; None makes a new one.
+        tracking_uri: see :func:`log_evidence`, as for the four that follow.
+        experiment: of a new run.
+        run_name: of a new run.
+        parent_run_id: of a new run.
+        step: of the training.
+        checkpoint_uri: address of what was to be audited.
+
+    Returns:
+        Id of the run; None where MLflow cannot be reached.
+    """
+    from interpret import tracking
+
+    if parent_run_id is None and run_id is None:
+        with contextlib.suppress(InterpretError):
+            parent_run_id = tracking.source_of(checkpoint_uri, tracking_uri=tracking_uri).run_id
+    tags = {"interpret.checkpoint_uri": checkpoint_uri, "interpret.version": __version__}
+    if step is not None:
+        tags["interpret.step"] = str(step)
+    name = run_name or checkpoint_name(checkpoint_uri) or None
+    return tracking.log_failure(
+        error, tags, tracking.Destination(tracking_uri, experiment, run_id, name, parent_run_id)
+    )
 
 
 def write_views(
@@ -319,8 +364,9 @@ def _open_run(
     manifest = evidence.manifest
     journal = _sha256(evidence.folder / "journal.json")
     uri = manifest.checkpoint["uri"] or ""
+    source = tracking.source_of(uri, tracking_uri=tracking_uri)
     if parent_run_id is None and run_id is None:
-        parent_run_id = tracking.source_run(uri, tracking_uri=tracking_uri)
+        parent_run_id = source.run_id
     run = tracking.open_run(
         evidence_key(evidence),
         {
@@ -336,10 +382,16 @@ def _open_run(
         tracking.Destination(tracking_uri, experiment, run_id, run_name or audit_name(evidence), parent_run_id, force),
         # A partial audit is done only for another partial one: the collector may have failed for want of memory.
         accepted={"complete", manifest.status},
+        model_id=source.model_id,
     )
     if run.recognised:
         logger.info("run %s already holds this audit: nothing was written; force makes a new run", run.run_id)
     return run
+
+
+def _step(evidence: Evidence, step: int | None) -> int | None:
+    known: int | None = evidence.manifest.checkpoint["step"]
+    return known if step is None else step
 
 
 def _sha256(file: Path) -> str | None:
@@ -347,8 +399,10 @@ def _sha256(file: Path) -> str | None:
 
 
 def audit_name(evidence: Evidence) -> str:
-    """A short name for an audit: its checkpoint's, else its model's."""
-    return checkpoint_name(evidence.manifest.checkpoint["uri"] or "") or str(evidence.manifest.model["name"])
+    """A short name for an audit: its checkpoint's, else its model's and step."""
+    uri, step = evidence.manifest.checkpoint["uri"] or "", evidence.manifest.checkpoint["step"]
+    name = "" if uri.startswith("models:/m-") else checkpoint_name(uri)  # a logged model's id says nothing to people
+    return name or str(evidence.manifest.model["name"]) + ("" if step is None else f" step {step}")
 
 
 def checkpoint_name(uri: str) -> str:
@@ -367,7 +421,7 @@ def checkpoint_name(uri: str) -> str:
 def _upload(evidence: Evidence, run: AuditRun) -> None:
     from interpret import tracking
 
-    run.upload_folder(evidence.folder, tracking.BUNDLE)
+    run.upload_folder(evidence.folder, tracking.BUNDLE, last="manifest.json")  # it says that all is there
     run.log_table(layers_table(evidence), f"{tracking.BUNDLE}/layers_table.json")
 
 
@@ -382,16 +436,65 @@ def _upload_compact_report(evidence: Evidence, run: AuditRun, options: ReportOpt
 
 
 def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
-    """The run's description: what was audited, and where to click."""
+    """The run's description: what was audited, what stands out, a few pictures, and where to click."""
+    from interpret.findings import findings_of
+
     manifest = evidence.manifest
-    checkpoint = re.sub(r"[`\s]", " ", manifest.checkpoint["uri"] or "a module given in Python")
-    links = [f"[report.{name}]({run.page(f'interpret/report/report.{name}')})" for name in formats]
-    links += [f"[summary]({run.page('interpret_report.html')})", f"[pictures]({run.page('interpret/previews')})"]
-    return (
-        f"Audit of `{checkpoint}` on {manifest.inputs['count']} images: {len(evidence.calls)} calls, "
-        f"{manifest.model['parameters']:,} parameters.\n\n{' · '.join(links)}\n\n"
-        "The charts `interpret/by_layer/...` show a number per call; their steps are the calls in order of execution."
+    accuracy = _accuracy(evidence)
+    facts = {
+        "checkpoint": manifest.checkpoint["uri"] or "a module given in Python",
+        "step": manifest.checkpoint["step"],
+        "model": f"{manifest.model['name']}, {len(evidence.calls)} calls, {manifest.model['parameters']:,} parameters",
+        "images": f"{manifest.inputs['count']}, of which {manifest.inputs['displayed']} are shown",
+        "top-1 accuracy": None if accuracy is None else f"{accuracy:.1%}",
+    }
+    links = [_link(f"report.{name}", run.page(f"interpret/report/report.{name}")) for name in formats]
+    links += [_link("summary", run.page("interpret_report.html")), _link("pictures", run.page("interpret/previews"))]
+    findings = [finding for finding in findings_of(evidence) if finding.severity in ("warning", "critical")]
+    count = len(findings)
+    return "\n\n".join(
+        [
+            *(_plain(finding.message, 400) for finding in findings[:2]),
+            f"{count} thing{'s' if count > 1 else ''} stand{'' if count > 1 else 's'} out."
+            if count
+            else "Nothing stands out.",
+            _table(("audit", ""), [(name, _plain(value)) for name, value in facts.items() if value is not None]),
+            *_thumbnails(evidence, run),
+            " · ".join(links),
+            "The charts `interpret/by_layer/...` show a number per call; their steps are the calls in order of "
+            "execution.",
+        ]
     )
+
+
+def _thumbnails(evidence: Evidence, run: AuditRun) -> Iterator[str]:
+    """A row of pictures: the first kernels, and activations and maps of the last layer that has them."""
+    chosen: dict[str, Path] = {}
+    for key, file in curated_images(evidence).items():
+        kind = key.split("/")[1]
+        if kind != "kernels" or kind not in chosen:
+            chosen[kind] = file
+    if chosen:
+        paths = [f"interpret/{file.relative_to(evidence.folder).as_posix()}" for file in chosen.values()]
+        pictures = [f"![{kind}]({run.thumbnail(path)})" for kind, path in zip(chosen, paths, strict=True)]
+        yield _table([f"{kind} of {_plain(file.stem)}" for kind, file in chosen.items()], [pictures])
+
+
+def _plain(value: object, limit: int = 160) -> str:
+    """Text that Markdown prints as it is, in one line."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    text = re.sub(r"([\\`*_{}\[\]#!~])", r"\\\1", text)
+    return html.escape(text, quote=False).replace("|", "&#124;")
+
+
+def _link(text: str, address: str) -> str:
+    return f"[{_plain(text)}]({address})"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _finish(evidence: Evidence, run: AuditRun, step: int) -> None:
@@ -479,13 +582,33 @@ def _comparison_name(comparison: Comparison) -> str:
 
 
 def _comparison_note(comparison: Comparison, run: AuditRun, files: Mapping[str, Path]) -> str:
-    """The run's description: where the report is, and each run with its verdict."""
+    """The run's description: each run with its verdict and where it leads, and where the report is."""
 
     def entry(label: str) -> str:
-        name = "`" + re.sub(r"[`\s]", " ", label) + "`"
         run_id = comparison.origins[label].get("run_id")
-        return f"[{name}](#/runs/{quote(str(run_id), safe='')})" if run_id else name
+        return _link(label, f"#/runs/{quote(str(run_id), safe='')}") if run_id else _plain(label)
 
-    lines = [f"- {entry(label)}: {comparison.verdict[label]}" for label in comparison.others]
-    links = [f"[{file.name}]({run.page(file.name)})" for file in files.values()]
-    return "\n".join([f"Audits held against {entry(comparison.reference)}.", "", " · ".join(links), "", *lines])
+    rows = []
+    for label in comparison.others:
+        first, suspects = comparison.first_divergence[label], list(comparison.ranking[label])
+        predictions = comparison.measures[label].predictions
+        rows.append(
+            (
+                entry(label),
+                comparison.verdict[label],
+                _plain(suspects[0]) if suspects else "-",
+                _plain(first) if first else "-",
+                "-" if predictions is None else f"{predictions.top1_agreement:.0%}",
+            )
+        )
+    severe = [finding for finding in comparison.findings if finding.severity == "critical"]
+    head = ("run", "verdict", "most suspicious", "first divergence", "predictions kept")
+    return "\n\n".join(
+        [
+            f"Audits held against {entry(comparison.reference)}.",
+            _table(head, rows[:12]),
+            *(["More runs are in the report."] if len(rows) > 12 else []),
+            *(f"{_plain(finding.run)}: {_plain(finding.message, 300)}" for finding in severe[:3]),
+            *([" · ".join(_link(file.name, run.page(file.name)) for file in files.values())] if files else []),
+        ]
+    )

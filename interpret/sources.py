@@ -72,9 +72,11 @@ def audit_checkpoint(
     trust: bool = False,
     features: Mapping[str, Sequence[int]] | None = None,
     kernels: Sequence[str] = (),
+    step: int | None = None,
     tracking_uri: str | None = None,
     command: Sequence[str] = (),
     progress: Progress | None = None,
+    failed: Callable[[str, BaseException], None] = lambda uri, error: None,
 ) -> Evidence:
     """Audit a checkpoint that lies anywhere, on images that lie on this disk.
 
@@ -113,9 +115,12 @@ def audit_checkpoint(
         trust: put the maps at stage ends to the test.
         features: which channels' features to show, by pattern of calls.
         kernels: convolutions whose kernels are kept whole, for matching.
+        step: of the training; None for what the checkpoint, its logged model or its name says.
         tracking_uri: where `runs:/` and `models:/` addresses are looked up.
         command: the command line that asked for the audit, for the journal.
         progress: called with (stage, done, total).
+        failed: called with the checkpoint's address and the error where the audit itself fails, after the checkpoint
+            and the images were read.
 
     Raises:
         InterpretError: anything that was given does not exist or does not fit; the message says what.
@@ -165,25 +170,30 @@ def audit_checkpoint(
             chosen = "predicted"
         if targets is not None:
             chosen = _targets(targets, len(prepared), Path(folder), tracking_uri)
-        return auditing.audit(
-            network,
-            prepared,
-            out,
-            methods=_methods(methods),
-            layers=list(layers) or None,
-            targets=chosen,
-            class_names=names,
-            checkpoint=loaded,
-            batch_size=batch_size,
-            forward=run_by,
-            device=device,
-            seed=seed,
-            trust=trust,
-            features=features,
-            kernels=kernels,
-            command=command,
-            progress=progress,
-        )
+        try:
+            return auditing.audit(
+                network,
+                prepared,
+                out,
+                methods=_methods(methods),
+                layers=list(layers) or None,
+                targets=chosen,
+                class_names=names,
+                checkpoint=loaded,
+                batch_size=batch_size,
+                forward=run_by,
+                device=device,
+                seed=seed,
+                trust=trust,
+                features=features,
+                kernels=kernels,
+                step=step,
+                command=command,
+                progress=progress,
+            )
+        except BaseException as error:
+            failed(loaded.uri, error)
+            raise
 
 
 def audit_several(
@@ -220,6 +230,23 @@ def audit_several(
         audited[name] = audit_checkpoint(checkpoint, out=out, targets=chosen, progress=progress(name), **options)
         finished(name, audited[name])
     return audited
+
+
+def list_checkpoints(checkpoints: Sequence[str], *, tracking_uri: str | None = None) -> list[str]:
+    """The checkpoints that are meant: `runs:/ID/*` and other patterns stand for a run's checkpoints, in order.
+
+    Raises:
+        TrackingError: a pattern matches nothing, or several series.
+    """
+    found: list[str] = []
+    for checkpoint in checkpoints:
+        if checkpoint.startswith("runs:/") and "*" in checkpoint:
+            from interpret import tracking
+
+            found += tracking.list_checkpoints(checkpoint, tracking_uri=tracking_uri)
+        else:
+            found.append(checkpoint)
+    return found
 
 
 def freeze_probe(
@@ -438,6 +465,8 @@ def _load(
 
         fetched = tracking.fetch_checkpoint(uri, folder / "checkpoint", tracking_uri=tracking_uri)
         checkpoint = read_checkpoint(fetched.path, uri=fetched.uri, branch=branch, trust_pickle=trust_pickle)
+        if checkpoint.step is None:
+            checkpoint = dataclasses.replace(checkpoint, step=fetched.step)
     else:
         checkpoint = read_checkpoint(uri, branch=branch, trust_pickle=trust_pickle)
     if model is not None:

@@ -6,6 +6,7 @@ left behind. Every failure of MLflow becomes a `TrackingError` that names the st
 
 from __future__ import annotations
 
+import fnmatch
 import getpass
 import json
 import logging
@@ -20,19 +21,19 @@ import urllib.parse
 import urllib.request
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Metric, Run, RunTag
+from mlflow.entities import Experiment, LoggedModel, LoggedModelInput, LoggedModelOutput, Metric, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from interpret.errors import TrackingError, did_you_mean
+from interpret.errors import InterpretError, TrackingError, did_you_mean
 
 logger = logging.getLogger("interpret")
 
@@ -40,15 +41,22 @@ BUNDLE = "interpret"  # the artifact folder that holds the bundle
 FINISHED = ("complete", "partial")  # values of the status tag of an audit that can be read
 WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pt2")
 REMOTE = ("runs:/", "models:/", "mlflow-artifacts:/")  # beginnings of the addresses that MLflow resolves
+_PRODUCTS = (BUNDLE, "images")  # artifact folders with what an audit wrote
 BATCH = 900  # entities of one log_batch: MLflow takes 1000 in all, tags included
 UPLOADS = 6  # over http, parallel single uploads are 2-3 times faster than log_artifacts, which is a plain loop there
+OURS = {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL"}  # tags of the runs that are made here
+FAILURE_TAG = "interpret.failure"
 PREFLIGHT_SECONDS = 4
 PAGE = 1000  # runs or experiments of one answer
 TAG_LENGTH = 5000  # MLflow takes 5000 characters on the oldest servers and cuts silently at 8000 on the newest
 
 
+NOTE_TAG = "mlflow.note.content"
+NOTE_BEGIN, NOTE_END = "<!-- interpret -->", "<!-- /interpret -->"  # what is between them is ours; nobody sees them
+
+
 class FetchedCheckpoint(NamedTuple):
-    """A checkpoint on this disk, its address, and the run that made it (None where no run is known).
+    """A checkpoint on this disk, its address, the run that made it, and its training step (None where unknown).
 
     The address is the one that was asked for; where that may mean another file one day, the one it means today: the
     file's path in the run, the logged model's id, the version's number.
@@ -57,6 +65,28 @@ class FetchedCheckpoint(NamedTuple):
     path: Path
     uri: str
     run_id: str | None
+    step: int | None = None
+
+
+class Source(NamedTuple):
+    """What an address belongs to: the run that made the checkpoint, and the logged model that it is; None for none."""
+
+    run_id: str | None
+    model_id: str | None
+
+
+class _Place(NamedTuple):
+    """Where a checkpoint lies: a root that MLflow lists and downloads, a path below it that may be empty or a folder.
+
+    The address is the root's, as it will be valid tomorrow.
+    """
+
+    root: str
+    path: str
+    address: str
+    run_id: str | None = None
+    model_id: str | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +95,7 @@ class LoggedAudit:
 
     Attributes:
         run_id: the run that holds it.
+        experiment_id: the experiment that the run belongs to.
         run_name: the run's name.
         step: the checkpoint's step; None where unknown.
         artifact_uri: where the run's artifacts lie.
@@ -73,6 +104,7 @@ class LoggedAudit:
     """
 
     run_id: str
+    experiment_id: str
     run_name: str | None
     step: int | None
     artifact_uri: str
@@ -81,8 +113,8 @@ class LoggedAudit:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """`run_id`, `run_name` and `step`."""
-        return {"run_id": self.run_id, "run_name": self.run_name, "step": self.step}
+        """`run_id`, `experiment_id`, `run_name` and `step`."""
+        return {name: getattr(self, name) for name in ("run_id", "experiment_id", "run_name", "step")}
 
     @property
     def folder(self) -> Path | None:
@@ -174,29 +206,46 @@ def _check_listening(uri: str) -> None:
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors into TrackingError."""
+    """Turn the errors of MLflow and of its stores into TrackingError."""
     try:
         yield
     except MlflowException as error:
         raise TrackingError(f"MLflow ({uri}): {error.message}") from error
+    except InterpretError:
+        raise
+    except Exception as error:
+        if type(error).__module__ == "builtins":  # a mistake in the code; S3, Azure and others have their own errors
+            raise
+        raise TrackingError(f"MLflow ({uri}), its store: {error}") from error
 
 
 class AuditRun:
     """The MLflow run that receives one audit; a context manager that sets its status last.
 
     Leaving the block by an exception marks the audit as failed, with the reason; leaving it without `finish` as well.
+    The run may be one that an earlier try left behind: whatever is written twice is there once.
 
     Attributes:
         run_id: the run.
         recognised: the same audit is there already, complete: nothing needs to be written.
     """
 
-    def __init__(self, client: MlflowClient, run: Run, *, owned: bool, recognised: bool) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        run: Run,
+        *,
+        new: bool = False,
+        recognised: bool = False,
+        model_id: str | None = None,
+    ) -> None:
         self.run_id: str = run.info.run_id
         self.recognised = recognised
         self._client = client
         self._run = run
-        self._owned = owned
+        self._new = new
+        self._owned = _is_ours(run)
+        self._model_id = model_id
         self._tables: list[str] = []
         self._note = ""
         self._finished = recognised
@@ -211,7 +260,7 @@ class AuditRun:
         try:
             self._client.log_batch(
                 self.run_id,
-                tags=[RunTag("interpret.failure", reason[:TAG_LENGTH]), RunTag("interpret.status", "failed")],
+                tags=[RunTag(FAILURE_TAG, reason[:TAG_LENGTH]), RunTag("interpret.status", "failed")],
             )
             if self._owned:
                 stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
@@ -230,20 +279,29 @@ class AuditRun:
         info = self._run.info
         return f"#/experiments/{info.experiment_id}/runs/{info.run_id}/artifacts/{urllib.parse.quote(artifact_path)}"
 
-    def describe(self, markdown: str) -> None:
-        """Give a new run a description; the description of a run that somebody else made is left alone."""
-        self._note = markdown if self._owned else ""
+    def thumbnail(self, artifact_path: str) -> str:
+        """Address of an artifact as a picture in a description."""
+        return f"get-artifact?path={urllib.parse.quote(artifact_path, safe='')}&run_uuid={self.run_id}"
 
-    def upload_folder(self, folder: Path, artifact_path: str) -> None:
-        """Upload everything below a folder."""
+    def describe(self, markdown: str) -> None:
+        """Give the run a description; what somebody else wrote into it stays, and ours is replaced."""
+        self._note = f"{NOTE_BEGIN}\n\n{markdown}\n\n{NOTE_END}"
+
+    def upload_folder(self, folder: Path, artifact_path: str, last: str | None = None) -> None:
+        """Upload everything below a folder; the file named `last` when all the others are there."""
         with self._reported():
             if _scheme(self.location) not in ("http", "https", "mlflow-artifacts"):
                 self._client.log_artifacts(self.run_id, str(folder), artifact_path)
                 return
             files = sorted(path for path in folder.rglob("*") if path.is_file())
+            held = [path for path in files if path == folder / str(last)]
             with ThreadPoolExecutor(UPLOADS) as pool:
-                for _ in pool.map(lambda path: self._upload(path, folder, artifact_path), files):
+                for _ in pool.map(
+                    lambda path: self._upload(path, folder, artifact_path), [path for path in files if path not in held]
+                ):
                     pass
+            for path in held:
+                self._upload(path, folder, artifact_path)
 
     def _upload(self, path: Path, folder: Path, artifact_path: str) -> None:
         below = PurePosixPath(artifact_path) / path.relative_to(folder).parent.as_posix()
@@ -268,7 +326,7 @@ class AuditRun:
         """Show a few pictures among the run's charts; each costs as much as twenty plain uploads."""
         with self._reported():
             # A second try must not add a second picture to the same step; MLflow writes a key's "/" as "~".
-            there = () if self._owned else [item.path for item in self._client.list_artifacts(self.run_id, "images")]
+            there = () if self._new else [item.path for item in self._client.list_artifacts(self.run_id, "images")]
             for key, path in images.items():
                 if not any(name.startswith(f"images/{key.replace('/', '~')}+") for name in there):
                     self._client.log_image(self.run_id, mlflow.Image(str(path)), key=key, step=step)
@@ -276,19 +334,21 @@ class AuditRun:
     def finish(self, status: str, metrics: Iterable[tuple[str, int, float]] = ()) -> None:
         """Write the metrics, as (name, step, value), and last of all the status.
 
-        Values that are not finite never become metrics: MLflow returns infinity as 1.797e308.
+        Values that are not finite never become metrics: MLflow returns infinity as 1.797e308. All points bear the time
+        at which the run was made: a point that a broken connection or another try writes again is the same point to
+        MLflow's database.
         """
-        now = int(time.time() * 1000)
-        written = set() if self._owned else self._written_points()
+        written = set() if self._new else self._written_points()
         named = ((metric_name(name), step, float(value)) for name, step, value in metrics)
         points = [
-            Metric(name, value, now, step)
+            Metric(name, value, self._run.info.start_time, step, model_id=self._model_id)
             for name, step, value in named
             if math.isfinite(value) and (name, step) not in written
         ]
-        note = {"mlflow.note.content": self._note[:TAG_LENGTH]} if self._note else {}
-        last = {**self._table_tag(), **note, "interpret.status": status}
         with self._reported():
+            last = {**self._table_tag(), **self._note_tag(), "interpret.status": status}
+            if self._model_id is not None:
+                self._client.log_inputs(self.run_id, models=[LoggedModelInput(self._model_id)])
             while len(points) > BATCH:
                 self._client.log_batch(self.run_id, metrics=points[:BATCH])
                 points = points[BATCH:]
@@ -312,6 +372,16 @@ class AuditRun:
         entries += [entry for path in self._tables if (entry := {"path": path, "type": "table"}) not in entries]
         return {"mlflow.loggedArtifacts": json.dumps(entries)}
 
+    def _note_tag(self) -> dict[str, str]:
+        if not self._note:
+            return {}
+        there = self._client.get_run(self.run_id).data.tags.get(NOTE_TAG, "")  # somebody may have written since
+        note = merged_note(there, self._note)
+        if len(note) > TAG_LENGTH:
+            logger.warning("run %s has a description so long that nothing can be added to it", self.run_id)
+            return {}
+        return {NOTE_TAG: note}
+
     @contextmanager
     def _reported(self) -> Iterator[None]:
         with _explained(self._client.tracking_uri):
@@ -319,15 +389,20 @@ class AuditRun:
 
 
 def open_run(
-    key: str, tags: Mapping[str, str], destination: Destination, accepted: Collection[str | None] = FINISHED
+    key: str,
+    tags: Mapping[str, str],
+    destination: Destination,
+    accepted: Collection[str | None] = FINISHED,
+    model_id: str | None = None,
 ) -> AuditRun:
-    """The run for an audit: the one that holds it already, the one that was asked for, or a new one.
+    """The run for an audit: the one that holds it already or was to hold it, the one that was asked for, or a new one.
 
     Args:
         key: identity of the audit; the same key means the same audit.
         tags: tags that the run carries from its start.
         destination: where to look and where to write.
         accepted: status values with which an audit of the same key counts as done.
+        model_id: the logged model that was audited; its page shows the metrics too.
 
     Raises:
         TrackingError: the store cannot be reached, or the run that was asked for is unknown or holds another audit.
@@ -335,15 +410,16 @@ def open_run(
     client = connect(destination.tracking_uri)
     with _explained(client.tracking_uri):
         started = {**tags, "interpret.key": key, "interpret.status": "running"}
+        if model_id is not None:
+            started["interpret.model_id"] = model_id
         parent_run_id = destination.parent_run_id
         if destination.run_id is not None:
             run = client.get_run(destination.run_id)
-            held = run.data.tags.get("interpret.key")
+            held = run.data.tags.get("interpret.key") or None
             if held == key and run.data.tags.get("interpret.status") in accepted and not destination.force:
-                return AuditRun(client, run, owned=False, recognised=True)
+                return AuditRun(client, run, recognised=True)
             if held is None or (held == key and not destination.force):
-                client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in started.items()])
-                return AuditRun(client, run, owned=False, recognised=False)
+                return _resumed(client, run, started, model_id)
             if not destination.force:
                 raise TrackingError(
                     f"run {destination.run_id!r} already holds another audit "
@@ -354,14 +430,63 @@ def open_run(
         parent = None if parent_run_id is None else client.get_run(parent_run_id)
         experiment_id = _experiment_id(client, destination.experiment, parent)
         if not destination.force:
-            for run in client.search_runs([experiment_id], f"tags.`interpret.key` = '{key}'"):
+            same = list(client.search_runs([experiment_id], f"tags.`interpret.key` = '{key}'"))
+            for run in same:
                 if run.data.tags.get("interpret.status") in accepted:
-                    return AuditRun(client, run, owned=False, recognised=True)
-        started |= {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+                    return AuditRun(client, run, recognised=True)
+            for run in same:
+                if _is_ours(run) and run.data.tags.get("interpret.status") not in FINISHED:
+                    logger.info("run %s holds the beginning of this audit: it is completed", run.info.run_id)
+                    return _resumed(client, run, started, model_id)
+        started |= {**OURS, "mlflow.user": _user()}
         if parent_run_id is not None:
             started["mlflow.parentRunId"] = parent_run_id
         run = client.create_run(experiment_id, tags=started, run_name=destination.run_name)
-    return AuditRun(client, run, owned=True, recognised=False)
+    return AuditRun(client, run, new=True, model_id=model_id)
+
+
+def _is_ours(run: Run) -> bool:
+    """Whether the run was made for an audit or a comparison, rather than by a training."""
+    return OURS.items() <= run.data.tags.items()
+
+
+def _resumed(client: MlflowClient, run: Run, tags: Mapping[str, str], model_id: str | None) -> AuditRun:
+    """A run that is there already, as if it had just been started."""
+    client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()])
+    if FAILURE_TAG in run.data.tags:
+        client.delete_tag(run.info.run_id, FAILURE_TAG)
+    if _is_ours(run) and run.info.status != "RUNNING":
+        client.update_run(run.info.run_id, "RUNNING")
+    return AuditRun(client, run, model_id=model_id)
+
+
+def log_failure(error: BaseException, tags: Mapping[str, str], destination: Destination) -> str | None:
+    """Id of a run that says that an audit failed and why; None where MLflow cannot be reached.
+
+    Args:
+        error: what made the audit fail.
+        tags: tags that the run carries.
+        destination: where to write; `run_id` is marked itself if it holds no audit, else a new run is made.
+    """
+    run_id = None
+    destination = destination if destination.run_id else replace(destination, force=True)
+    with suppress(Exception, KeyboardInterrupt), open_run("", tags, destination) as run:
+        run_id = run.run_id
+        raise error
+    return run_id
+
+
+def merged_note(note: str, ours: str) -> str:
+    """A run's description with our part, between its marks, replaced or added.
+
+    >>> merged_note("Trained by Li.", f"{NOTE_BEGIN} new {NOTE_END}").splitlines()[0]
+    'Trained by Li.'
+    """
+    before, begin, rest = note.partition(NOTE_BEGIN)
+    _, end, after = rest.partition(NOTE_END)
+    if begin and end:
+        return f"{before}{ours}{after}"
+    return f"{note.rstrip()}\n\n{ours}" if note.strip() else ours
 
 
 def _experiment_id(client: MlflowClient, name: str | None, parent: Run | None) -> str:
@@ -423,31 +548,32 @@ def local_folder(location: str) -> Path | None:
     return None if parts.scheme else Path(location)
 
 
-def source_run(uri: str, *, tracking_uri: str | None = None) -> str | None:
-    """Id of the run that an address belongs to; None where it belongs to none, or to none that this store knows.
+def source_of(uri: str, *, tracking_uri: str | None = None) -> Source:
+    """The run and the logged model that an address belongs to; none where this store knows none.
 
     Args:
         uri: `runs:/...`, `models:/...` or `mlflow-artifacts:/...`; any other address belongs to no run.
         tracking_uri: None takes MLflow's own default.
     """
     if not uri.startswith(REMOTE) or not _may_exist(tracking_uri or mlflow.get_tracking_uri()):
-        return None
+        return Source(None, None)
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
-        return _source_run(client, uri)
+        return _source(client, uri)
 
 
-def _source_run(client: MlflowClient, uri: str) -> str | None:
+def _source(client: MlflowClient, uri: str) -> Source:
     try:
         if uri.startswith("models:/"):
-            return _find_model(client, uri)[1]
+            place = _find_model(client, uri)
+            return Source(place.run_id, place.model_id)
         if uri.startswith("mlflow-artifacts:/"):
-            return _run_in_path(client, uri)
-        return str(client.get_run(_split_run_uri(uri)[0]).info.run_id)
+            return Source(_run_in_path(client, uri), None)
+        return Source(str(client.get_run(_split_run_uri(uri)[0]).info.run_id), None)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return None
+        return Source(None, None)
 
 
 def find_audits(
@@ -555,7 +681,7 @@ def _audit_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run
 def _run_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run:
     """The run of an address, an id or a name."""
     if run.startswith(("runs:/", "models:/")):
-        run_id = _source_run(client, run)
+        run_id = _source(client, run).run_id
         if run_id is None:
             raise TrackingError(
                 f"{run!r} leads to no run in {client.tracking_uri}; give the id of the run with the audit"
@@ -632,6 +758,7 @@ def _logged_audit(client: MlflowClient, run: Run) -> LoggedAudit:
     digests = {f"{name}.json": tags.get(f"interpret.{name}_sha256", "") for name in ("manifest", "journal")}
     return LoggedAudit(
         run_id=str(run.info.run_id),
+        experiment_id=str(run.info.experiment_id),
         run_name=run.info.run_name,
         step=int(step) if step.isdecimal() else None,
         artifact_uri=str(run.info.artifact_uri),
@@ -651,7 +778,7 @@ def resolve_run(run: str, *, experiments: Sequence[str] = (), tracking_uri: str 
 
 
 def run_origin(run_id: str, *, tracking_uri: str | None = None) -> dict[str, Any]:
-    """What MLflow says of an audited run: `run_id`, `run_name` and the checkpoint's `step`, None where unknown."""
+    """What MLflow says of an audited run: `run_id`, `experiment_id`, `run_name`, the checkpoint's `step` or None."""
     client = connect(tracking_uri)
     with _explained(client.tracking_uri):
         return _logged_audit(client, client.get_run(run_id)).origin
@@ -737,27 +864,63 @@ def fetch_checkpoint(uri: str, destination: str | Path, *, tracking_uri: str | N
     client = connect(tracking_uri, reading=True)
     folder = Path(destination)
     with _explained(f"{client.tracking_uri}, while fetching {uri!r}"):
-        run_id: str | None
-        root, path, known = uri, "", uri
         if uri.startswith("runs:/"):
-            run_id, path = _split_run_uri(uri)
-            root, path, known = _find_in_run(client, run_id, path)
+            place = _find_in_run(client, *_split_run_uri(uri))
         elif uri.startswith("models:/"):
-            root, run_id, known = _find_model(client, uri)
+            place = _find_model(client, uri)
         else:
-            run_id = _run_in_path(client, uri)
+            place = _Place(uri, "", uri, _run_in_path(client, uri))
+        path = place.path
         if not path.endswith(WEIGHT_FILES):
-            files = list(_walk(client, root, path))
+            files = list(_walk(client, place.root, path))
             path = _choose(files, uri) if files else path  # nothing below it: the address is the file's own
         _check_inside(path)
-        found = f"{root.rstrip('/')}/{path}" if path else root
+        found = f"{place.root.rstrip('/')}/{path}" if path else place.root
         folder.mkdir(parents=True, exist_ok=True)
         file = mlflow.artifacts.download_artifacts(
             artifact_uri=found, dst_path=str(folder), tracking_uri=client.tracking_uri
         )
     if not Path(file).resolve().is_relative_to(folder.resolve()):
         raise TrackingError(f"{found!r} would be written outside {folder}; it was refused")
-    return FetchedCheckpoint(Path(file), f"{known}/{path}" if known == f"runs:/{run_id}" else known, run_id)
+    address = f"{place.address}/{path}" if place.address.startswith("runs:/") else place.address
+    return FetchedCheckpoint(Path(file), address, place.run_id, place.step)
+
+
+def list_checkpoints(uri: str, *, tracking_uri: str | None = None) -> list[str]:
+    """Addresses of all checkpoints that a pattern means, in the order of a training.
+
+    Args:
+        uri: `runs:/ID/*`, all checkpoints of a run: its logged models, by step; else the weight files of the place
+            where :func:`fetch_checkpoint` looks, of which those that differ in their numbers alone are one series, by
+            number. `runs:/ID/PATTERN`: the weight files whose paths match, a * for any characters.
+        tracking_uri: None takes MLflow's own default.
+
+    Raises:
+        TrackingError: the run is unknown, nothing matches, or several series do (the message lists them).
+    """
+    client = connect(tracking_uri, reading=True)
+    run_id, pattern = _split_run_uri(uri)
+    with _explained(f"{client.tracking_uri}, while listing {uri!r}"):
+        run = client.get_run(run_id)
+        root = str(run.info.artifact_uri)
+        if pattern == "*":
+            if models := _logged_models(client, run):
+                return [f"models:/{model.model_id}" for _, model in models]
+            files, _ = _weight_files(client, root)
+        else:
+            files = [path for path in _walk(client, root, "", _PRODUCTS) if path.endswith(WEIGHT_FILES)]
+            files = [path for path in files if fnmatch.fnmatchcase(path, pattern)]
+        series = [path for path in files if re.search(r"\d", path)] or files
+        kinds = {re.sub(r"\d+", "#", path) for path in series}
+        if not series:
+            raise TrackingError(f"{uri!r} matches no checkpoint ({', '.join(WEIGHT_FILES)})")
+        if len(kinds) > 1:
+            raise TrackingError(f"{uri!r} matches several series; name one, as {' or '.join(sorted(kinds)[:9])}")
+    return [f"runs:/{run_id}/{path}" for path in sorted(series, key=_numbers)]
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", path)]
 
 
 def _split_run_uri(uri: str) -> tuple[str, str]:
@@ -767,12 +930,11 @@ def _split_run_uri(uri: str) -> tuple[str, str]:
     return run_id, path
 
 
-def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None, str]:
-    """Where a registered or logged model's files lie, its source run, and its lasting address."""
+def _find_model(client: MlflowClient, uri: str) -> _Place:
+    """Where a registered or logged model's files lie."""
     name = urllib.parse.unquote(uri.removeprefix("models:/").strip("/"))
     if name.startswith("m-") and "/" not in name and "@" not in name:
-        model = client.get_logged_model(name)
-        return str(model.artifact_location), model.source_run_id, uri
+        return _place_of(client, client.get_logged_model(name), uri)
     if "@" not in name:
         name, _, number = name.rpartition("/") if "/" in name else (name, "", "")
         if number == "latest":
@@ -786,8 +948,50 @@ def _find_model(client: MlflowClient, uri: str) -> tuple[str, str | None, str]:
         version = client.get_model_version(name, number)
     else:
         version = client.get_model_version_by_alias(*name.rsplit("@", 1))
+    source = str(version.source)
+    if source.startswith("models:/m-"):
+        place = _place_of(client, client.get_logged_model(source.removeprefix("models:/")), uri)
+        return place._replace(run_id=version.run_id or place.run_id)
     location = client.get_model_version_download_uri(version.name, str(version.version))
-    return str(location), version.run_id or None, uri
+    return _Place(str(location), "", uri, version.run_id or None)
+
+
+def _place_of(client: MlflowClient, model: LoggedModel, address: str) -> _Place:
+    """Where a logged model's files lie, and the step at which its run logged it."""
+    step = None
+    if model.source_run_id:
+        with suppress(MlflowException):  # the run was deleted, the model was not
+            step = _step(client.get_run(model.source_run_id), model)
+    return _Place(str(model.artifact_location), "", address, model.source_run_id or None, model.model_id, step)
+
+
+def _step(run: Run, model: LoggedModel) -> int | None:
+    """The step at which a run logged a model; None where that is 0 for all its models, as MLflow has it by default."""
+    steps = {output.model_id: output.step or 0 for output in _outputs(run)}
+    return steps.get(model.model_id) if any(steps.values()) else None
+
+
+def _outputs(run: Run) -> list[LoggedModelOutput]:
+    return list(run.outputs.model_outputs) if run.outputs is not None else []
+
+
+def _logged_models(client: MlflowClient, run: Run, name: str | None = None) -> list[tuple[int, LoggedModel]]:
+    """A run's logged models with their steps, in this order, the one logged last of a name and a step alone.
+
+    Raises:
+        TrackingError: there are several of different names at the last step, and no name was given.
+    """
+    found = [(output.step or 0, client.get_logged_model(output.model_id)) for output in _outputs(run)]
+    found = [(step, model) for step, model in found if name in (None, model.name)]
+    found.sort(key=lambda entry: (entry[0], entry[1].creation_timestamp))
+    at_last = [model for step, model in found if step == found[-1][0]]
+    if len({model.name for model in at_last}) > 1:
+        listed = ", ".join(f"models:/{model.model_id} ({model.name})" for model in at_last[:20])
+        raise TrackingError(
+            f"run {run.info.run_id!r} logged several models at its last step, {found[-1][0]}; name one: {listed}"
+        )
+    newest = {step: model for step, model in found if model.name == found[-1][1].name}
+    return list(newest.items())
 
 
 def _latest_version(client: MlflowClient, name: str) -> str:
@@ -800,39 +1004,51 @@ def _latest_version(client: MlflowClient, name: str) -> str:
     return str(versions[0].version)
 
 
-def _find_in_run(client: MlflowClient, run_id: str, path: str) -> tuple[str, str, str]:
-    """Where a path of a run lies, or its newest checkpoint where the path is empty: root, path, the root's address.
+def _find_in_run(client: MlflowClient, run_id: str, path: str) -> _Place:
+    """Where a path of a run lies, or its newest checkpoint where the path is empty.
 
-    An empty path leaves the choice to what lies below the root.
+    An empty path of the place leaves the choice to what lies below the root.
     """
     run = client.get_run(run_id)
-    root, address, below = str(run.info.artifact_uri), f"runs:/{run_id}", ""
-    outputs = run.outputs.model_outputs if run.outputs is not None else []
-    if path:
+    root, address = str(run.info.artifact_uri), f"runs:/{run_id}"
+    below = ""
+    if path and _outputs(run):
         name, _, below = path.partition("/")
-        own = mlflow.artifacts.list_artifacts(artifact_uri=root, tracking_uri=client.tracking_uri) if outputs else []
-        if any(PurePosixPath(item.path).name == name for item in own):
-            return root, path, address
-        outputs = [output for output in outputs if client.get_logged_model(output.model_id).name == name]
-    if outputs:
-        last = max(output.step or 0 for output in outputs)
-        models = [client.get_logged_model(output.model_id) for output in outputs if (output.step or 0) == last]
-        models.sort(key=lambda model: model.creation_timestamp)
-        if len({model.name for model in models}) > 1:
-            listed = ", ".join(f"models:/{model.model_id} ({model.name})" for model in models[:20])
-            raise TrackingError(f"run {run_id!r} logged several models at its last step, {last}; name one: {listed}")
-        newest = models[-1]
-        return str(newest.artifact_location), below, f"models:/{newest.model_id}"
-    if path:
-        return root, path, address
-    if latest := run.data.tags.get("mlflow.latest_checkpoint_artifact"):
-        return root, latest, address
+        own = mlflow.artifacts.list_artifacts(artifact_uri=root, tracking_uri=client.tracking_uri)
+        models = [] if any(PurePosixPath(item.path).name == name for item in own) else _logged_models(client, run, name)
+    else:
+        models = [] if path else _logged_models(client, run)
+    if models:
+        _, newest = models[-1]
+        return _Place(
+            str(newest.artifact_location),
+            below,
+            f"models:/{newest.model_id}",
+            run_id,
+            newest.model_id,
+            _step(run, newest),
+        )
+    if not path:
+        path = run.data.tags.get("mlflow.latest_checkpoint_artifact", "")
+    if not path:
+        weights, others = _weight_files(client, root)
+        if not weights:
+            known = f", only {', '.join(sorted(others)[:9])}" if others else ""
+            raise TrackingError(
+                f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts{known}"
+            )
+        path = _choose(weights, address)
+    return _Place(root, path, address, run_id)
+
+
+def _weight_files(client: MlflowClient, root: str) -> tuple[list[str], list[str]]:
+    """A run's files with weights, of the first place that has any, and the files of the last place looked at."""
+    files: list[str] = []
     for folder in ("checkpoints", "model", ""):
-        files = list(_walk(client, root, folder, skip=(BUNDLE, "images")))
-        if any(file.endswith(WEIGHT_FILES) for file in files):
-            return root, _choose(files, address), address
-    known = f", only {', '.join(sorted(files)[:9])}" if files else ""
-    raise TrackingError(f"run {run_id!r} holds no checkpoint ({', '.join(WEIGHT_FILES)}) among its artifacts{known}")
+        files = list(_walk(client, root, folder, skip=_PRODUCTS))
+        if weights := [path for path in files if path.endswith(WEIGHT_FILES)]:
+            return weights, files
+    return [], files
 
 
 def _walk(client: MlflowClient, root: str, path: str, skip: Collection[str] = ()) -> Iterator[str]:
@@ -864,7 +1080,7 @@ def _choose(files: Sequence[str], where: str) -> str:
         return named[0]
     if len({re.sub(r"\d+", "0", path) for path in candidates}) > 1:
         raise TrackingError(f"{where!r} holds several checkpoints; name one of {', '.join(sorted(candidates)[:20])}")
-    return max(candidates, key=lambda path: [int(number) for number in re.findall(r"\d+", path)])
+    return max(candidates, key=_numbers)
 
 
 def _place(path: str) -> PurePosixPath:

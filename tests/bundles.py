@@ -311,6 +311,7 @@ def bundle(
                 "dtypes": sorted({str(array.dtype) for array in weights.values()}),
                 "unexpected": [],
                 "others": {},
+                "step": None,
             },
             "model": {
                 "name": name,

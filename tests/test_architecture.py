@@ -88,7 +88,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     ),
     "publishing": (
         {"errors", "evidence", "functional", "auditing", "checkpoint", "images", "drawing", "reporting", "tracking"}
-        | {"comparison"},
+        | {"comparison", "findings"},
         {"numpy"},
     ),
     "demonstration": (

@@ -940,3 +940,28 @@ def test_bytes_of_bfloat16_are_its_own() -> None:
 def test_conjugate_views() -> None:
     tensor = torch.tensor([1 + 2j])
     assert tensor_sha256(tensor.conj()) == tensor_sha256(torch.tensor([1 - 2j]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "step"),
+    [
+        ("net.pt", {}, None),
+        ("epoch_9.pt", {}, 9),
+        ("epoch=2-step=300.ckpt", {}, 300),
+        ("epoch=2-step=300.ckpt", {"epoch": 2, "global_step": 301}, 301),
+        ("net-epoch12.pt", {}, 12),
+        ("global_step_100/checkpoint.pth", {}, 100),
+        ("global_step_100/epoch_3.pth", {}, 3),  # the file's own name counts before its folder's
+        ("footstep7.pt", {}, None),
+        ("net.pt", {"epoch": 4, "step": "many"}, 4),
+        ("net.pt", {"epoch": True}, None),
+        ("net.pt", {"iteration": -1}, None),
+    ],
+)
+def test_the_step_that_a_checkpoint_says(
+    tmp_path: Path, name: str, content: dict[str, object], step: int | None
+) -> None:
+    path = tmp_path / "run" / name
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), **content}, path)
+    assert read_checkpoint(path).step == step

@@ -221,7 +221,7 @@ def test_addresses_lead_where_the_page_says(
     assert found.uri == recorded
     assert state_sha256(load_state(Net(), read_checkpoint(found.path)).state) == state_sha256(net().state_dict())
     if found.run_id is not None:
-        assert tracking.source_run(recorded, tracking_uri=store) == found.run_id
+        assert tracking.source_of(recorded, tracking_uri=store).run_id == found.run_id
 
 
 def test_a_registered_model_needs_a_version(places: tuple[str, dict[str, tuple[str, str]]], tmp_path: Path) -> None:

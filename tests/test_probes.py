@@ -346,7 +346,7 @@ def write(text: str) -> Any:
         (
             "probe.json",
             write('{"schema_version": 1, "names": ["\\ud800"]}'),
-            r"probe\.json' cannot be read as the index",
+            r"probe\.json' was changed after it was frozen",
         ),
         ("probe.json", write('{"schema_version": "1"}'), r"version '1', but this release reads up to 1"),
         ("probe.json", newer, r"is a probe set of version 2, but this release reads up to 1; upgrade"),

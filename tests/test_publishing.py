@@ -325,14 +325,16 @@ def test_the_description_of_a_hostile_checkpoint_stays_text(client: MlflowClient
         content["manifest"]["checkpoint"]["uri"] = "a`](javascript:alert(1))\n# b.pt"
 
     run = client.get_run(publishing.publish(bundle(network(), edit=edit), formats=["html"], **place))
-    assert "Audit of `a ](javascript:alert(1)) # b.pt` on" in run.data.tags["mlflow.note.content"]
+    assert "| checkpoint | a\\`\\](javascript:alert(1)) \\# b.pt |" in run.data.tags["mlflow.note.content"]
 
 
-def test_a_run_of_somebody_else_keeps_its_description(
+def test_a_run_of_somebody_else_keeps_what_it_says(
     evidence: Evidence, client: MlflowClient, place: dict[str, Any]
 ) -> None:
     experiment = client.get_experiment_by_name(place["experiment"])
     assert experiment is not None
     training = client.create_run(experiment.experiment_id, tags={"mlflow.note.content": "mine"}).info.run_id
     assert publishing.publish(evidence, training, formats=["html"], **place) == training
-    assert client.get_run(training).data.tags["mlflow.note.content"] == "mine"
+    note = client.get_run(training).data.tags["mlflow.note.content"]
+    assert note.startswith("mine\n\n<!-- interpret -->")
+    assert "| checkpoint |" in note

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bundles import bundle, network
 from interpret import cli, sources
 from interpret.architectures import PublishedWeights, weights_of
 from interpret.checkpoint import read_checkpoint, state_sha256
+from interpret.comparison import compare
 from interpret.errors import CheckpointError, ImageError
 from interpret.preprocessing import Preprocessing
 from interpret.publishing import log_evidence
@@ -63,7 +65,46 @@ def test_the_audit_of_a_runs_newest_checkpoint_becomes_its_child(
     assert record.data.tags["mlflow.parentRunId"] == training_run
     (fetched,), (origin,) = sources.fetch_runs([f"runs:/{training_run}"], tmp_path / "fetched", tracking_uri=store)
     fetched.verify()
-    assert origin == {"run_id": run_id, "run_name": "epoch_7", "step": None}
+    assert origin == {"run_id": run_id, "run_name": "epoch_7", "step": 7}
+
+
+def test_all_checkpoints_of_a_training_become_its_children_with_their_steps(
+    store: str, training_run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(3, 2, 3)).state_dict(), tmp_path / "epoch_5.pt")
+    MlflowClient(tracking_uri=store).log_artifact(training_run, str(tmp_path / "epoch_5.pt"), "checkpoints")
+    command = ["audit", f"runs:/{training_run}/*", "--model", f"{tmp_path / 'net.py'}:build", "--images", str(photos)]
+    command += ["--crop", "8", "--resize", "8", "--methods", "none", "--targets", "1", "--tracking-uri", store]
+    assert cli.main([*command, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["step"] for result in results] == [5, 7]
+    client = MlflowClient(tracking_uri=store)
+    for result in results:
+        tags = client.get_run(result["run_id"]).data.tags
+        assert tags["interpret.step"] == str(result["step"])
+        assert tags["mlflow.parentRunId"] == training_run
+    evidence, origins = sources.fetch_runs([result["run_id"] for result in results], tmp_path, tracking_uri=store)
+    assert [origin["step"] for origin in origins] == [5, 7]
+    assert [item.manifest.checkpoint["step"] for item in evidence] == [5, 7]
+    assert [origin["step"] for origin in compare(*evidence).origins.values()] == [5, 7]  # also without MLflow
+    assert cli.main([*command, "--step", "3"]) == 2
+    assert "are of one checkpoint" in capsys.readouterr().err
+
+
+def test_an_audit_that_fails_leaves_its_reason_in_mlflow(
+    store: str, training_run: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["audit", f"runs:/{training_run}", "--model", f"{tmp_path / 'net.py'}:build", "--images", str(photos)]
+    command += ["--crop", "8", "--resize", "8", "--tracking-uri", store]
+    assert cli.main([*command, "--layers", "nothing"]) == 2
+    client = MlflowClient(tracking_uri=store)
+    experiment = client.get_run(training_run).info.experiment_id
+    (failed,) = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{training_run}'")
+    assert failed.data.tags["interpret.status"] == "failed"
+    assert "nothing" in failed.data.tags["interpret.failure"]
+    assert "nothing" in capsys.readouterr().err
+    assert cli.main([*command[:5], str(tmp_path / "no-such-folder"), *command[6:]]) == 2  # never began
+    assert len(client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{training_run}'")) == 1
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import FileInfo, LoggedModelOutput
+from mlflow.entities import FileInfo, LoggedModelOutput, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.checkpoint_utils import MlflowModelCheckpointCallbackBase
 from PIL import Image
@@ -170,13 +170,107 @@ def test_force_makes_a_new_run(client: MlflowClient, destination: Destination, f
     assert tags(client, second)["interpret.status"] == "complete"
 
 
-def test_a_failed_audit_is_not_recognised(client: MlflowClient, destination: Destination, folder: Path) -> None:
+def test_a_failed_audit_is_resumed(client: MlflowClient, destination: Destination, folder: Path) -> None:
     with pytest.raises(RuntimeError, match="out of colours"), open_run("key", {}, destination) as run:
         raise RuntimeError("out of colours")
     assert tags(client, run.run_id)["interpret.status"] == "failed"
     assert tags(client, run.run_id)["interpret.failure"] == "RuntimeError: out of colours"
     assert client.get_run(run.run_id).info.status == "FAILED"
-    assert log(destination, folder) != run.run_id
+    assert log(destination, folder) == run.run_id
+    assert tags(client, run.run_id)["interpret.status"] == "complete"
+    assert "interpret.failure" not in tags(client, run.run_id)
+    assert client.get_run(run.run_id).info.status == "FINISHED"
+
+
+def test_what_a_killed_process_left_is_completed_and_nothing_is_there_twice(
+    client: MlflowClient, destination: Destination, folder: Path
+) -> None:
+    points = [("interpret/by_layer/norm", step, float(step)) for step in range(3)]
+    killed = open_run("key", {}, destination)
+    killed.log_images({"interpret/kernels/000-conv": folder / "previews" / "maps" / "000-conv.png"}, step=0)
+    for name, step, value in points[:2]:  # of another moment: what an older release wrote
+        client.log_metric(killed.run_id, name, value, timestamp=1, step=step)
+    with open_run("key", {}, destination) as again:
+        assert (again.run_id, again.recognised) == (killed.run_id, False)
+        again.log_images({"interpret/kernels/000-conv": folder / "previews" / "maps" / "000-conv.png"}, step=0)
+        again.finish("complete", points)
+    assert [point.step for point in client.get_metric_history(again.run_id, points[0][0])] == [0, 1, 2]
+    pictures = [item.path for item in client.list_artifacts(again.run_id, "images") if item.path.endswith(".png")]
+    assert len(pictures) == 1
+
+
+def test_a_metric_that_a_broken_connection_repeats_is_there_once(
+    client: MlflowClient, destination: Destination
+) -> None:
+    points = [("interpret/by_layer/norm", step, float(step)) for step in range(3)]
+    with open_run("key", {}, destination) as run:
+        run.finish("complete", points)
+        run.finish("complete", points)
+    assert len(client.get_metric_history(run.run_id, points[0][0])) == 3
+
+
+def test_a_run_that_a_training_made_is_not_taken_for_an_unfinished_audit(
+    client: MlflowClient, destination: Destination, folder: Path, training_run: str
+) -> None:
+    client.log_batch(training_run, tags=[RunTag("interpret.key", "key"), RunTag("interpret.status", "failed")])
+    assert log(replaced(destination, parent_run_id=training_run), folder) != training_run
+
+
+def test_a_failure_without_evidence_leaves_its_reason(
+    client: MlflowClient, destination: Destination, folder: Path, training_run: str
+) -> None:
+    error = ValueError("the network does not take such images")
+    run_id = tracking.log_failure(error, {"interpret.checkpoint_uri": "net.pt"}, destination)
+    assert run_id is not None
+    assert tags(client, run_id)["interpret.failure"] == f"ValueError: {error}"
+    assert client.get_run(run_id).info.status == "FAILED"
+    given = replaced(destination, run_id=training_run)
+    assert tracking.log_failure(error, {}, given) == training_run
+    assert tags(client, training_run)["interpret.status"] == "failed"
+    assert client.get_run(training_run).info.status == "RUNNING"  # the training's own state is not ours to set
+    assert log(given, folder) == training_run
+    assert tags(client, training_run)["interpret.status"] == "complete"
+    assert tracking.log_failure(error, {}, given) is None  # it holds an audit now
+    assert tags(client, training_run)["interpret.status"] == "complete"
+
+
+def test_a_failure_that_cannot_be_logged_is_left_at_that() -> None:
+    nowhere = Destination(tracking_uri=f"http://127.0.0.1:{free_port()}")
+    assert tracking.log_failure(ValueError("x"), {}, nowhere) is None
+
+
+# -------------------------------------------------------------------------------------------------------- descriptions
+
+
+def note_of(client: MlflowClient, run_id: str) -> str:
+    return tags(client, run_id)["mlflow.note.content"]
+
+
+def test_a_note_of_somebody_else_stays_and_ours_is_replaced(client: MlflowClient, destination: Destination) -> None:
+    with open_run("key", {}, destination) as run:
+        client.set_tag(run.run_id, "mlflow.note.content", "Trained by Li.")  # while the audit runs
+        run.describe("first")
+        run.finish("complete")
+    assert note_of(client, run.run_id) == "Trained by Li.\n\n<!-- interpret -->\n\nfirst\n\n<!-- /interpret -->"
+    client.set_tag(run.run_id, "mlflow.note.content", f"{note_of(client, run.run_id)}\n\nLooks good.")
+    again = tracking.AuditRun(client, client.get_run(run.run_id))
+    again.describe("second")
+    again.finish("complete")
+    assert note_of(client, run.run_id) == (
+        "Trained by Li.\n\n<!-- interpret -->\n\nsecond\n\n<!-- /interpret -->\n\nLooks good."
+    )
+
+
+def test_a_note_that_fills_the_field_is_not_cut(
+    client: MlflowClient, destination: Destination, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = "x" * 4990
+    with open_run("key", {}, destination) as run:
+        client.set_tag(run.run_id, "mlflow.note.content", mine)
+        run.describe("ours")
+        run.finish("complete")
+    assert note_of(client, run.run_id) == mine
+    assert "a description so long that nothing can be added" in caplog.text
 
 
 def test_an_interrupted_audit_is_marked(client: MlflowClient, destination: Destination) -> None:
@@ -340,7 +434,7 @@ def test_reading_makes_no_database(tmp_path: Path) -> None:
             tracking.fetch_evidence(address, tmp_path / "evidence", tracking_uri=empty)
     with pytest.raises(TrackingError, match="no MLflow store"):
         tracking.fetch_checkpoint("runs:/0123", tmp_path / "checkpoint", tracking_uri=empty)
-    assert tracking.source_run("runs:/0123", tracking_uri=empty) is None
+    assert tracking.source_of("runs:/0123", tracking_uri=empty) == (None, None)
     with pytest.raises(TrackingError, match="neither a folder with an evidence bundle nor the id"):
         tracking.fetch_evidence("no/such/folder", tmp_path / "evidence", tracking_uri=empty)
     assert list(tmp_path.iterdir()) == []
@@ -397,7 +491,7 @@ def fetch(uri: str, tmp_path: Path, store: str) -> tracking.FetchedCheckpoint:
 
 
 def test_a_file_stays_where_it_is(checkpoint: Path, tmp_path: Path) -> None:
-    assert tracking.fetch_checkpoint(str(checkpoint), tmp_path / "unused") == (checkpoint, str(checkpoint), None)
+    assert tracking.fetch_checkpoint(str(checkpoint), tmp_path / "unused") == (checkpoint, str(checkpoint), None, None)
 
 
 def test_a_path_in_a_run(client: MlflowClient, store: str, training_run: str, tmp_path: Path) -> None:
@@ -459,7 +553,7 @@ def test_a_registered_model_by_version_and_alias(
         found = fetch(uri, tmp_path, store)
         assert found.path.read_text() == "export/data/net.safetensors"
         assert (found.uri, found.run_id) == (uri, training_run)
-        assert tracking.source_run(uri, tracking_uri=store) == training_run
+        assert tracking.source_of(uri, tracking_uri=store) == (training_run, None)
     with pytest.raises(TrackingError, match="no version number or alias"):
         fetch(f"models:/{name}/Production", tmp_path, store)
 
@@ -487,7 +581,8 @@ def test_a_logged_model_by_its_id_and_as_the_newest_of_its_run(
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(training_run, [LoggedModelOutput(model.model_id, step)])
         found = fetch(f"models:/{model.model_id}", tmp_path, store)
-        assert (found.path.read_text(), found.run_id) == (name, training_run)
+        assert (found.path.read_text(), found.run_id, found.step) == (name, training_run, step)
+        assert tracking.source_of(f"models:/{model.model_id}", tracking_uri=store) == (training_run, model.model_id)
     put(client, training_run, tmp_path, "checkpoints/epoch_1.pt")
     assert fetch(f"runs:/{training_run}", tmp_path, store).path.read_text() == "seven"
 
@@ -502,6 +597,54 @@ def logged_model(client: MlflowClient, run_id: str, tmp_path: Path, name: str, s
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
     return str(model.model_id)
+
+
+def test_metrics_are_linked_to_the_logged_model(
+    client: MlflowClient, destination: Destination, training_run: str, tmp_path: Path
+) -> None:
+    model_id = logged_model(client, training_run, tmp_path, "model", 1, "data/model.pth")
+    for _ in range(2):  # a killed try, and the next one
+        run = open_run("key", {}, destination, model_id=model_id)
+        run.finish("running", [("interpret/top1_accuracy", 1, 0.5)])
+    run.finish("complete", [("interpret/top1_accuracy", 1, 0.5)])
+    (metric,) = client.get_logged_model(model_id).metrics
+    assert (metric.key, metric.value, metric.run_id) == ("interpret/top1_accuracy", 0.5, run.run_id)
+    assert [model.model_id for model in client.get_run(run.run_id).inputs.model_inputs] == [model_id]
+    assert tags(client, run.run_id)["interpret.model_id"] == model_id
+    assert len(client.get_metric_history(run.run_id, "interpret/top1_accuracy")) == 1
+
+
+def test_all_checkpoints_of_a_run(client: MlflowClient, store: str, training_run: str, tmp_path: Path) -> None:
+    def listed(pattern: str) -> list[str]:
+        found = tracking.list_checkpoints(f"runs:/{training_run}/{pattern}", tracking_uri=store)
+        return [address.removeprefix(f"runs:/{training_run}/") for address in found]
+
+    with pytest.raises(TrackingError, match="matches no checkpoint"):
+        listed("*")
+    put(client, training_run, tmp_path, "checkpoints/epoch_9.pt", "checkpoints/epoch_10.pt", "checkpoints/last.pt")
+    put(client, training_run, tmp_path, "swa/epoch_1.pt", "interpret/epoch_3.pt", "swa/notes_1.txt")
+    assert listed("*") == ["checkpoints/epoch_9.pt", "checkpoints/epoch_10.pt"]
+    assert listed("swa/*") == ["swa/epoch_1.pt"]
+    assert listed("checkpoints/last*") == ["checkpoints/last.pt"]
+    with pytest.raises(TrackingError, match=r"several series; name one, as checkpoints/epoch_#\.pt or swa/epoch_#\.pt"):
+        listed("**")
+    with pytest.raises(TrackingError, match="matches no checkpoint"):
+        listed("nothing*")
+    old = logged_model(client, training_run, tmp_path, "model", 20, "data/model.pth")
+    new = logged_model(client, training_run, tmp_path, "model", 100, "data/model.pth")
+    again = logged_model(client, training_run, tmp_path, "model", 20, "data/model.pth")
+    assert old not in listed("*")
+    assert listed("*") == [f"models:/{again}", f"models:/{new}"]
+
+
+def test_a_step_that_no_logged_model_has_is_none(
+    client: MlflowClient, store: str, training_run: str, tmp_path: Path
+) -> None:
+    model_id = logged_model(client, training_run, tmp_path, "model", 0, "data/model.pth")  # MLflow's default is 0
+    assert fetch(f"models:/{model_id}", tmp_path, store).step is None
+    logged_model(client, training_run, tmp_path, "model", 5, "data/model.pth")
+    assert fetch(f"models:/{model_id}", tmp_path, store).step == 0
+    assert fetch(f"runs:/{training_run}", tmp_path, store).step == 5
 
 
 def test_a_logged_model_by_its_name_in_the_run(
@@ -589,9 +732,8 @@ def test_the_last_beside_the_best(client: MlflowClient, store: str, training_run
 
 
 def test_addresses_without_a_run_in_this_store(store: str, experiment: str) -> None:
-    assert tracking.source_run("weights/net.pt", tracking_uri=store) is None
-    assert tracking.source_run("runs:/0123456789abcdef/net.pt", tracking_uri=store) is None
-    assert tracking.source_run("models:/m-0123456789abcdef", tracking_uri=store) is None
+    for address in ("weights/net.pt", "runs:/0123456789abcdef/net.pt", "models:/m-0123456789abcdef"):
+        assert tracking.source_of(address, tracking_uri=store) == (None, None)
 
 
 # ------------------------------------------------------------------------------------------------------------- servers

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +34,17 @@ from interpret.tracing import unwrap
 logger = logging.getLogger("interpret")
 
 LIGHTNING = ("lightning.pytorch", "pytorch_lightning")  # the same package under its two names
-OWN = ("model", "images", "out", "targets", "device", "progress", "checkpoint", "command")  # the auditor gives these
+OWN = (
+    "model",
+    "images",
+    "out",
+    "targets",
+    "device",
+    "progress",
+    "checkpoint",
+    "command",
+    "step",
+)  # the auditor gives these
 SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
@@ -174,16 +184,16 @@ class Auditor:
         evidence: Evidence | None = None
         try:
             _refuse_sharded(model)
-            evidence = auditing.audit(model, self.images, folder, targets=self._targets(), **self.options)
+            evidence = auditing.audit(model, self.images, folder, targets=self._targets(), step=step, **self.options)
             run_id = None
             if self.publish:
-                run_id = publishing.publish(evidence, step=step, force=True, formats=self.formats, **place)
+                run_id = publishing.publish(evidence, force=True, formats=self.formats, **place)
             return AuditRecord(step, evidence.manifest.status, run_id, folder), None
         except Exception as error:  # whatever it is: hours of training weigh more than one audit
             message = f"{type(error).__name__}: {error}"
             if evidence is not None:  # publishing failed, and has marked its run
                 return AuditRecord(step, "failed", None, folder, message), error
-            run_id = _failed_run(error, step, place) if self.publish else None
+            run_id = publishing.log_failure(error, step=step, **place) if self.publish else None
             return AuditRecord(step, "failed", run_id, None, message), error
         finally:
             if evidence is not None:
@@ -254,19 +264,6 @@ def _active_run_id(tracking_uri: str | None) -> str | None:
         return None
     run = mlflow.active_run()
     return None if run is None else str(run.info.run_id)
-
-
-def _failed_run(error: Exception, step: int, place: Mapping[str, Any]) -> str | None:
-    """Id of a new run that is marked as failed with its reason; None where MLflow cannot be reached."""
-    from interpret import tracking
-
-    run_id = None
-    with suppress(Exception), tracking.open_run(
-        "none", {"interpret.step": str(step)}, tracking.Destination(**place, force=True)
-    ) as run:  # fmt: skip
-        run_id = run.run_id
-        raise error
-    return run_id
 
 
 @contextmanager
