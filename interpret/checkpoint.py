@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import pickle
 import pickletools
 import re
@@ -155,6 +154,8 @@ def read_checkpoint(
     """
     file = _index_in(Path(path))
     form = _sniff(file)
+    if re.search(r"[\ud800-\udfff]", str(file)):  # torch and safetensors would call the file damaged
+        raise CheckpointError(f"the path {str(file)!r} holds bytes that are no UTF-8; rename it")
     form, content, files = (
         _read_shards(file, trust_pickle) if form == "index" else (*_read(file, form, trust_pickle), [file])
     )
@@ -169,7 +170,7 @@ def read_checkpoint(
         state, inner = _unwrapped(below)
         stripped = (*stripped, prefix, *inner)
     checkpoint = Checkpoint(
-        uri=os.fsencode(path if uri is None else uri).decode("utf-8", "replace"),
+        uri=str(path) if uri is None else uri,
         path=file,
         file_sha256=_files_sha256(files),
         format=form,

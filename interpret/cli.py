@@ -158,6 +158,14 @@ def _features(_: click.Context, parameter: click.Parameter, values: Sequence[str
     return chosen
 
 
+def _ui_url(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    from interpret.reporting import ReportOptions
+
+    return ReportOptions(ui_url=value).ui_url  # an address that is none is refused before anything is fetched
+
+
 def _formats(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
     names = _names(context, parameter, value)
     for name in names or ():
@@ -568,6 +576,12 @@ def probe(images: str, folder: str, as_json: bool, **options: Any) -> None:
 @output_option
 @report_options
 @click.option("--log", is_flag=True, help="Log the comparison as an MLflow run of its own, linked to its runs.")
+@click.option(
+    "--ui-url",
+    metavar="URL",
+    callback=_ui_url,
+    help="Where MLflow's pages are served: the report links its runs and their layers' pictures there.",
+)
 @tracking_uri_option
 @json_option
 @common_options
@@ -1109,7 +1123,11 @@ def _report(
     progress("report", 0, 1)
     options = {name: value for name, value in settings.items() if name != "formats"}
     written = write_report(
-        comparison or evidence[0], directory, settings.get("formats") or FORMATS, ReportOptions(**options)
+        comparison or evidence[0],
+        directory,
+        settings.get("formats") or FORMATS,
+        ReportOptions(**options),
+        origin=origins[0] if origins else None,
     )
     progress("report", 1, 1)
     run_id = None

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from interpret.evidence import Evidence, as_evidence
+from interpret.evidence import Call, Evidence, as_evidence
 
 LEVELS = 255  # palette entries that carry values; the last one is the transparent gutter between tiles
 GUTTER = 255
@@ -401,6 +401,21 @@ def write_previews(evidence: Evidence | str | Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
+def preview_kinds(evidence: Evidence, call: Call) -> tuple[str, ...]:
+    """Which of the previews "kernels", "activations" and "maps" :func:`write_previews` draws of a call."""
+    drawn = {
+        "kernels": _kernels(evidence, call) is not None,
+        "activations": evidence.has("activations", f"{call.key}/values"),
+        "maps": evidence.has("inputs", "images") and bool(map_methods(evidence, call.key)),
+    }
+    return tuple(kind for kind, there in drawn.items() if there)
+
+
+def _kernels(evidence: Evidence, call: Call) -> str | None:
+    """Name of the call's tensor whose kernels were recorded."""
+    return next((name for name in call.tensors if evidence.has("kernels", name)), None)
+
+
 def map_methods(evidence: Evidence, key: str) -> tuple[str, ...]:
     """The methods whose maps of a call were recorded, in the order recorded."""
     names = (name.rpartition(f"/{key}") for name in evidence.keys("maps") if name.endswith(f"/{key}"))
@@ -450,16 +465,7 @@ def _previews(evidence: Evidence) -> list[tuple[str, str, Picture]]:
             slug = re.sub(r"[^A-Za-z0-9._-]", "_", Path(str(name)).stem)[:80]
             pictures.append(("inputs", f"{number:03d}-{slug}", Picture(np.ascontiguousarray(image))))
     for call in evidence.calls:
-        kernel = next((name for name in call.tensors if evidence.has("kernels", name)), None)
-        if kernel is not None:
-            pictures.append(("kernels", call.slug, kernel_picture(evidence.array("kernels", kernel), width=480)))
-        if evidence.has("activations", f"{call.key}/values"):
-            values = decode_activations(evidence, call.key)[0]
-            pictures.append(("activations", call.slug, activation_picture(values, *value_range([values]), width=480)))
-        methods = map_methods(evidence, call.key)
-        if images is not None and methods:
-            maps = np.stack([evidence.array("maps", f"{method}/{call.key}")[:, 0] for method in methods])
-            pictures.append(("maps", call.slug, _indexed_overlays(images, maps)))
+        pictures += [(kind, call.slug, _preview(evidence, call, kind)) for kind in preview_kinds(evidence, call)]
         pictures += [
             ("features", f"{call.slug}-{channel}", _feature_preview(evidence, call.key, channel))
             for channel in feature_channels(evidence, call.key)
@@ -470,6 +476,16 @@ def _previews(evidence: Evidence) -> list[tuple[str, str, Picture]]:
             for method in attribution_methods(evidence)
         ]
     return pictures
+
+
+def _preview(evidence: Evidence, call: Call, kind: str) -> Picture:
+    if kind == "kernels":
+        return kernel_picture(evidence.array("kernels", str(_kernels(evidence, call))), width=480)
+    if kind == "activations":
+        values = decode_activations(evidence, call.key)[0]
+        return activation_picture(values, *value_range([values]), width=480)
+    maps = [evidence.array("maps", f"{method}/{call.key}")[:, 0] for method in map_methods(evidence, call.key)]
+    return _indexed_overlays(evidence.array("inputs", "images"), np.stack(maps))
 
 
 def _attribution_sheet(images: Bytes, values: Floats, method: str) -> Picture:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,6 +66,7 @@ def read_labels(
         ImageError: the file cannot be read, an image has no row or two that disagree, or a label is no class.
     """
     given = _label_rows(file)
+    names = [_spelled(name) for name in names]
     last = [name.rpartition("/")[2] for name in names]
     count = Counter(last)
     keys = [short if name not in given and count[short] == 1 else name for name, short in zip(names, last, strict=True)]
@@ -101,7 +103,7 @@ def _label_rows(file: str | Path) -> dict[str, str]:
         if not {"file", "label"} <= set(columns):
             raise ImageError(f"{str(file)!r} must begin with the line 'file,label', not {head[:80]!r}")
         for row in rows:
-            name = (row[columns["file"]] or "").strip().replace("\\", "/").removeprefix("./")
+            name = _spelled(row[columns["file"]] or "")
             label = (row[columns["label"]] or "").strip()
             if given.setdefault(name, label) != label:
                 raise ImageError(
@@ -113,6 +115,11 @@ def _label_rows(file: str | Path) -> dict[str, str]:
     return given
 
 
+def _spelled(name: str) -> str:
+    """A file's name as tables hold it, whatever system and program wrote them."""
+    return name.strip().replace("\\", "/").removeprefix("./")
+
+
 def read_class_names(file: str | Path) -> tuple[str, ...]:
     """Class names in order: one per line; or JSON: a list, index -> name, name -> index, or index -> [id, name].
 
@@ -121,8 +128,8 @@ def read_class_names(file: str | Path) -> tuple[str, ...]:
     """
     text = _read_text(file)
     if not text.lstrip().startswith(("[", "{")):
-        lines = [line.strip() for line in text.rstrip().splitlines()]
-        if not lines:
+        lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text.rstrip())]
+        if not any(lines):
             raise ImageError(f"{str(file)!r} is empty; it must hold one class name per line")
         if not all(lines):
             raise ImageError(f"{str(file)!r} must hold one class name per line; line {lines.index('') + 1} is empty")

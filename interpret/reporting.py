@@ -28,7 +28,7 @@ from interpret import printing, sections
 from interpret.errors import ReportError
 from interpret.evidence import Evidence, as_evidence, json_bytes
 from interpret.fonts import TEXT_FAMILY, report_fonts, templates_folder, web_font
-from interpret.sections import Data, Section
+from interpret.sections import Data, Section, links
 from interpret.sections.figures import Figure
 from interpret.sections.subject import Run, Subject
 
@@ -51,12 +51,20 @@ class ReportOptions:
         detail: "matters" draws a chapter for each call that matters, "all" for every call.
         templates: a folder that is searched for templates first: a house style.
         compact: only verdict, identity, layer overview and predictions, for the small file beside a run.
+        ui_url: address of MLflow's user interface: the report links each run, its charts, its pictures of each layer
+            and the logged model that it audited. Neither comparison.json nor any evidence holds it.
     """
 
     title: str | None = None
     detail: str = "matters"
     templates: Path | None = None
     compact: bool = False
+    ui_url: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an address that is none."""
+        if self.ui_url is not None:
+            links.checked(self.ui_url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,7 @@ def write_report(
     directory: str | Path,
     formats: Sequence[str] = FORMATS,
     options: ReportOptions | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Path]:
     """Write report.html and report.pdf, and comparison.json where several runs are compared.
 
@@ -96,19 +105,21 @@ def write_report(
         directory: where to write; made where it does not exist.
         formats: any of "html" and "pdf".
         options: title, detail, templates.
+        origin: of a single audit what MLflow says of its run, `run_id` and `experiment_id`, where `options.ui_url` is
+            given; a comparison knows its own.
 
     Returns:
         format to file; "json" for comparison.json.
 
     Raises:
-        ReportError: an unknown format or detail, or a template that cannot be rendered.
+        ReportError: an unknown format or detail, an address that is none, or a template that cannot be rendered.
         EvidenceError: the folder holds no evidence.
     """
     options = options or ReportOptions()
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or isinstance(formats, str):
         raise ReportError(f"report format {formats!r} is not known; give any of {', '.join(FORMATS)}, as a list")
-    subject = _subject(source, options)
+    subject = _subject(source, options, origin)
     report = build_report(subject, options)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -211,12 +222,14 @@ def render_pdf(
     return printing.print_joined(body, contents, anchors, store, attachments or {}, report.created)
 
 
-def _subject(source: Evidence | Comparison | str | Path, options: ReportOptions) -> Subject:
+def _subject(
+    source: Evidence | Comparison | str | Path, options: ReportOptions, origin: Mapping[str, Any] | None = None
+) -> Subject:
     if options.detail not in DETAILS:
         raise ReportError(f"report detail {options.detail!r} is not known; give one of {', '.join(DETAILS)}")
     if isinstance(source, (str, Path)):
         source = as_evidence(source)
-    return Subject.of(source, "none" if options.compact else options.detail)
+    return Subject.of(source, "none" if options.compact else options.detail, options.ui_url, origin)
 
 
 def _title(subject: Subject) -> str:
@@ -261,10 +274,11 @@ def _environment(options: ReportOptions, source: Callable[[Figure], str], longer
 
 def _render(environment: jinja2.Environment, template: str, **names: Any) -> str:
     try:
-        return environment.get_template(template).render(**names)
+        markup = environment.get_template(template).render(**names)
     except jinja2.TemplateError as error:
         place = getattr(error, "name", None) or template
         raise ReportError(f"template {place} cannot be rendered: {error}") from error
+    return markup.encode("utf-8", "replace").decode()  # a folder's name may be no text
 
 
 def _text(environment: jinja2.Environment, path: str) -> str:

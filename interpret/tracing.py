@@ -559,6 +559,11 @@ class _Recorder:
                     last=False,
                 )
             )
+        for key, count in Counter(call.key for call in calls).items():
+            if count > 1:
+                raise LayerError(
+                    f"{key!r} is a module and would be a later execution of another one too; rename the module"
+                )
         calls = _with_positions(calls, certain, (image.shape[-2], image.shape[-1]))
         calls = _mark_last(_mark_stage_ends(calls), self.detects)
         calls, unused = _assign_tensors(self.model, calls)

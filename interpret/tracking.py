@@ -19,10 +19,11 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -47,6 +48,7 @@ UPLOADS = 6  # over http, parallel single uploads are 2-3 times faster than log_
 OURS = {"mlflow.source.name": "interpret", "mlflow.source.type": "LOCAL"}  # tags of the runs that are made here
 FAILURE_TAG = "interpret.failure"
 PREFLIGHT_SECONDS = 4
+BROKEN_ANSWER_SECONDS = (1, 4)  # before the second and the third try
 PAGE = 1000  # runs or experiments of one answer
 TAG_LENGTH = 5000  # MLflow takes 5000 characters on the oldest servers and cuts silently at 8000 on the newest
 
@@ -219,6 +221,24 @@ def _explained(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow ({uri}), its store: {error}") from error
 
 
+def _persistently(request: Callable[[], object]) -> None:
+    """Make a request that may be made twice, again where its answer breaks off.
+
+    MLflow itself tries again where no answer comes, but not where half of one does: a server that is killed and started
+    again leaves that behind for those who were reading.
+    """
+    for seconds in BROKEN_ANSWER_SECONDS:
+        try:
+            request()
+        except Exception as error:
+            if "ChunkedEncodingError" not in (type(error).__name__, type(error.__context__).__name__):
+                raise
+            time.sleep(seconds)
+        else:
+            return
+    request()
+
+
 class AuditRun:
     """The MLflow run that receives one audit; a context manager that sets its status last.
 
@@ -305,12 +325,12 @@ class AuditRun:
 
     def _upload(self, path: Path, folder: Path, artifact_path: str) -> None:
         below = PurePosixPath(artifact_path) / path.relative_to(folder).parent.as_posix()
-        self._client.log_artifact(self.run_id, str(path), str(below))
+        _persistently(lambda: self._client.log_artifact(self.run_id, str(path), str(below)))
 
     def upload_file(self, path: Path, artifact_path: str | None = None) -> None:
         """Upload one file into an artifact folder; None is the top level."""
         with self._reported():
-            self._client.log_artifact(self.run_id, str(path), artifact_path)
+            _persistently(lambda: self._client.log_artifact(self.run_id, str(path), artifact_path))
 
     def log_table(self, table: Mapping[str, Sequence[object]], artifact_file: str) -> None:
         """Write a table (column name -> cells) that MLflow's runs page can pivot.
@@ -318,8 +338,9 @@ class AuditRun:
         The file and the tag are those of `MlflowClient.log_table`, which would append the rows again on a second try.
         """
         rows = [list(cells) for cells in zip(*table.values(), strict=True)]
+        content = {"columns": list(table), "data": rows}
         with self._reported():
-            self._client.log_dict(self.run_id, {"columns": list(table), "data": rows}, artifact_file)
+            _persistently(lambda: self._client.log_dict(self.run_id, content, artifact_file))
         self._tables.append(artifact_file)
 
     def log_images(self, images: Mapping[str, Path], step: int) -> None:
@@ -348,13 +369,15 @@ class AuditRun:
         with self._reported():
             last = {**self._table_tag(), **self._note_tag(), "interpret.status": status}
             if self._model_id is not None:
-                self._client.log_inputs(self.run_id, models=[LoggedModelInput(self._model_id)])
+                models = [LoggedModelInput(self._model_id)]
+                _persistently(lambda: self._client.log_inputs(self.run_id, models=models))
             while len(points) > BATCH:
-                self._client.log_batch(self.run_id, metrics=points[:BATCH])
-                points = points[BATCH:]
-            self._client.log_batch(self.run_id, metrics=points, tags=[RunTag(*tag) for tag in last.items()])
+                batch, points = points[:BATCH], points[BATCH:]
+                _persistently(partial(self._client.log_batch, self.run_id, metrics=batch))
+            tags = [RunTag(*tag) for tag in last.items()]
             if self._owned:
-                self._client.set_terminated(self.run_id)
+                _persistently(lambda: self._client.set_terminated(self.run_id))
+            _persistently(lambda: self._client.log_batch(self.run_id, metrics=points, tags=tags))
         self._finished = True
 
     def _written_points(self) -> set[tuple[str, int]]:
@@ -501,7 +524,12 @@ def _experiment_id(client: MlflowClient, name: str | None, parent: Run | None) -
         return os.environ.get("MLFLOW_EXPERIMENT_ID") or "0"
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
-        return str(client.create_experiment(name))
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:  # somebody else was faster, or the answer to our own request was lost
+            experiment = client.get_experiment_by_name(name)
+            if error.error_code != "RESOURCE_ALREADY_EXISTS" or experiment is None:
+                raise
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
             f"experiment {name!r} was deleted; restore it (`mlflow experiments restore`) or give another name"
@@ -693,9 +721,11 @@ def _run_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-    quote = '"' if "'" in run else "'"
     places = _experiment_ids(client, experiments)
-    named = list(_search(client, places, f"attributes.run_name = {quote}{run}{quote}"))
+    likely = run.replace("'", "_")  # any character: MLflow's filters have no way to write a quote within quotes
+    named = [
+        found for found in _search(client, places, f"attributes.run_name LIKE '{likely}'") if found.info.run_name == run
+    ]
     named = [found for found in named if _holds_audit(found)] or named
     if not named:
         where = f"{', '.join(map(repr, experiments))} of {client.tracking_uri}" if experiments else client.tracking_uri
@@ -714,7 +744,7 @@ def _run_of(client: MlflowClient, run: str, experiments: Sequence[str]) -> Run:
 
 
 def _may_be_id(run: str) -> bool:
-    return re.fullmatch(r"\w[\w-]*", run) is not None
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", run) is not None
 
 
 def _all_experiments(client: MlflowClient) -> list[Experiment]:

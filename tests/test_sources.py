@@ -65,7 +65,8 @@ def test_the_audit_of_a_runs_newest_checkpoint_becomes_its_child(
     assert record.data.tags["mlflow.parentRunId"] == training_run
     (fetched,), (origin,) = sources.fetch_runs([f"runs:/{training_run}"], tmp_path / "fetched", tracking_uri=store)
     fetched.verify()
-    assert origin == {"run_id": run_id, "run_name": "epoch_7", "step": 7}
+    experiment_id = record.info.experiment_id
+    assert origin == {"run_id": run_id, "experiment_id": experiment_id, "run_name": "epoch_7", "step": 7}
 
 
 def test_all_checkpoints_of_a_training_become_its_children_with_their_steps(

@@ -447,7 +447,8 @@ def test_unknown_runs_are_named(store: str, run: str, experiment: str) -> None:
 
 
 def test_what_mlflow_says_of_a_run(store: str, client: MlflowClient, training_run: str) -> None:
-    origin = {"run_id": training_run, "run_name": "training", "step": None}
+    experiment_id = client.get_run(training_run).info.experiment_id
+    origin = {"run_id": training_run, "experiment_id": experiment_id, "run_name": "training", "step": None}
     assert tracking.run_origin(training_run, tracking_uri=store) == origin
     client.set_tag(training_run, "interpret.step", "7")
     assert tracking.run_origin(training_run, tracking_uri=store) == {**origin, "step": 7}

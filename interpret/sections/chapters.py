@@ -64,8 +64,14 @@ def _chapter(subject: Subject, layer: Layer) -> dict[str, Any]:
         "activations": _activations(subject, layer),
         "maps": _maps(subject, layer),
     }
+    previews = [
+        (run, run.links.previews(subject.evidence[run.label], layer.calls[run.label]))
+        for run in subject.runs
+        if run.links is not None and run.label in layer.calls
+    ]
     return {
         "layer": layer,
+        "previews": [(run, pages) for run, pages in previews if pages],
         "facts": facts,
         "reasons": reasons,
         "statistics": _statistics(subject, layer),

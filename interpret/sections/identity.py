@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from interpret.evidence import Evidence
-from interpret.sections.subject import Subject
+from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, flat, shape
 
 
@@ -15,10 +15,17 @@ def build(subject: Subject) -> dict[str, Any]:
     rows = []
     for group, name, read in _IDENTITY:
         values = [read(subject.evidence[label]) for label in subject.labels]
-        rows.append({"group": group, "name": name, "texts": values, "differs": len(set(values)) > 1})
+        links = [_model_page(subject, run) if name == "Checkpoint" else None for run in subject.runs]
+        link = next(filter(None, links), None)  # of a value that all runs have
+        differs = len(set(values)) > 1
+        rows.append({"group": group, "name": name, "texts": values, "links": links, "link": link, "differs": differs})
     differing = [row for row in rows if row["differs"]]
     same = [row for row in rows if not row["differs"]]
     return {"runs": subject.runs, "differing": differing, "same": same, "compared": subject.comparison is not None}
+
+
+def _model_page(subject: Subject, run: Run) -> str | None:
+    return run.links.checkpoint(subject.evidence[run.label]) if run.links else None
 
 
 def _libraries(evidence: Evidence) -> str:

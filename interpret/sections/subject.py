@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from interpret import charts, drawing
 from interpret.evidence import Array, Call, Evidence
 from interpret.findings import findings_of
+from interpret.sections.links import Links, links_of
 
 if TYPE_CHECKING:
     from interpret.comparison import Comparison
@@ -20,10 +21,17 @@ ROWS_PER_RANKING = 3  # most changed calls per run that get a chapter
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as the templates name it; ``number`` decides colour and marker, 0 is the reference (or the only run)."""
+    """A run as the templates name it.
+
+    Attributes:
+        number: decides colour and marker; 0 is the reference, or the only run.
+        label: its name.
+        links: its pages in MLflow, where the report is to lead there.
+    """
 
     number: int
     label: str
+    links: Links | None = None
 
     @property
     def marker(self) -> charts.Chart:
@@ -66,6 +74,7 @@ class Subject:
         comparison: comparison.json, or None for one audit.
         detail: "matters" for chapters of the calls that matter, "all" for every call, "none" for no chapters.
         source: what the comparison was made from; None for one audit.
+        links: label to the run's pages in MLflow; a run without them is absent.
     """
 
     labels: tuple[str, ...]
@@ -73,14 +82,30 @@ class Subject:
     comparison: Mapping[str, Any] | None
     detail: str = "matters"
     source: Comparison | None = None
+    links: Mapping[str, Links] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, source: Evidence | Comparison, detail: str = "matters") -> Subject:
-        """Return the subject of a report on one audit or on a comparison."""
+    def of(
+        cls,
+        source: Evidence | Comparison,
+        detail: str = "matters",
+        ui_url: str | None = None,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Subject:
+        """Return the subject of a report on one audit or on a comparison.
+
+        Args:
+            source: what the report is about.
+            detail: which calls get a chapter.
+            ui_url: address of MLflow's user interface, to which the report is to lead.
+            origin: what MLflow says of the run of a single audit; a comparison knows its own.
+        """
         if isinstance(source, Evidence):
             label = str(source.manifest.model["name"])
-            return cls((label,), {label: source}, None, detail)
-        return cls(tuple(source.labels), dict(source.evidence), source.to_dict(), detail, source)
+            links = links_of(ui_url, {label: origin or {}})
+            return cls((label,), {label: source}, None, detail, links=links)
+        links = links_of(ui_url, source.origins)
+        return cls(tuple(source.labels), dict(source.evidence), source.to_dict(), detail, source, links)
 
     def cka_matrix(self, label: str) -> Array | None:
         """Debiased CKA of every call of the reference with every call of a run; None where not computable."""
@@ -94,7 +119,7 @@ class Subject:
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """The runs, the reference first."""
-        return tuple(Run(number, label) for number, label in enumerate(self.labels))
+        return tuple(Run(number, label, self.links.get(label)) for number, label in enumerate(self.labels))
 
     @cached_property
     def others(self) -> tuple[Run, ...]:
