@@ -37,6 +37,7 @@ logger = logging.getLogger("interpret")
 Progress = Callable[[str, int, int], None]
 Column = NDArray[np.float64]
 
+NOTED = 3  # findings in a run's description; the report has them all
 CURATED = 4  # pictures of each kind among the run's charts; the rest is in previews/ and in the report
 
 # Statistics with a chart, and the kinds of calls that they say something of. MLflow takes a third of a millisecond for
@@ -282,8 +283,8 @@ def publish(
             notify("upload", 0, 1)
             _upload(evidence, run)
             _upload_compact_report(evidence, run, options)
-            run.log_images(curated_images(evidence), step or 0)
-            run.describe(_note(evidence, run, formats))
+            pictures = run.log_images(curated_images(evidence), step or 0)
+            run.describe(_note(evidence, run, formats, pictures))
             _finish(evidence, run, step or 0)
             notify("upload", 1, 1)
     return run.run_id
@@ -435,7 +436,7 @@ def _upload_compact_report(evidence: Evidence, run: AuditRun, options: ReportOpt
         run.upload_file(written["html"].rename(Path(folder, "interpret_report.html")))
 
 
-def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
+def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str], pictures: Mapping[str, str]) -> str:
     """The run's description: what was audited, what stands out, a few pictures, and where to click."""
     from interpret.findings import findings_of
 
@@ -450,16 +451,15 @@ def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
     }
     links = [_link(f"report.{name}", run.page(f"interpret/report/report.{name}")) for name in formats]
     links += [_link("summary", run.page("interpret_report.html")), _link("pictures", run.page("interpret/previews"))]
-    findings = [finding for finding in findings_of(evidence) if finding.severity in ("warning", "critical")]
-    count = len(findings)
+    findings = [finding for finding in findings_of(evidence) if finding.severity != "info"]
+    more = len(findings) - NOTED
     return "\n\n".join(
         [
-            *(_plain(finding.message, 400) for finding in findings[:2]),
-            f"{count} thing{'s' if count > 1 else ''} stand{'' if count > 1 else 's'} out."
-            if count
-            else "Nothing stands out.",
+            *(_plain(finding.message, 400) for finding in findings[:NOTED]),
+            *([] if findings else ["Nothing stands out."]),
+            *([f"The report has {more} more finding{'s' if more > 1 else ''}."] if more > 0 else []),
             _table(("audit", ""), [(name, _plain(value)) for name, value in facts.items() if value is not None]),
-            *_thumbnails(evidence, run),
+            *_thumbnails(pictures, run),
             " · ".join(links),
             "The charts `interpret/by_layer/...` show a number per call; their steps are the calls in order of "
             "execution.",
@@ -467,17 +467,21 @@ def _note(evidence: Evidence, run: AuditRun, formats: Sequence[str]) -> str:
     )
 
 
-def _thumbnails(evidence: Evidence, run: AuditRun) -> Iterator[str]:
-    """A row of pictures: the first kernels, and activations and maps of the last layer that has them."""
-    chosen: dict[str, Path] = {}
-    for key, file in curated_images(evidence).items():
+def _thumbnails(pictures: Mapping[str, str], run: AuditRun) -> Iterator[str]:
+    """A row of small pictures: the first kernels, and activations and maps of the last layer that has them.
+
+    Args:
+        pictures: key, `interpret/<kind>/<slug>`, to the artifact with the picture.
+        run: that holds them.
+    """
+    chosen: dict[str, str] = {}
+    for key in pictures:
         kind = key.split("/")[1]
         if kind != "kernels" or kind not in chosen:
-            chosen[kind] = file
+            chosen[kind] = key
     if chosen:
-        paths = [f"interpret/{file.relative_to(evidence.folder).as_posix()}" for file in chosen.values()]
-        pictures = [f"![{kind}]({run.thumbnail(path)})" for kind, path in zip(chosen, paths, strict=True)]
-        yield _table([f"{kind} of {_plain(file.stem)}" for kind, file in chosen.items()], [pictures])
+        head = [f"{kind} of {_plain(key.rpartition('/')[2])}" for kind, key in chosen.items()]
+        yield _table(head, [[f"![{kind}]({run.thumbnail(pictures[key])})" for kind, key in chosen.items()]])
 
 
 def _plain(value: object, limit: int = 160) -> str:

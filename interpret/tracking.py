@@ -343,14 +343,26 @@ class AuditRun:
             _persistently(lambda: self._client.log_dict(self.run_id, content, artifact_file))
         self._tables.append(artifact_file)
 
-    def log_images(self, images: Mapping[str, Path], step: int) -> None:
-        """Show a few pictures among the run's charts; each costs as much as twenty plain uploads."""
+    def log_images(self, images: Mapping[str, Path], step: int) -> dict[str, str]:
+        """Show a few pictures among the run's charts; each costs as much as twenty plain uploads.
+
+        Returns:
+            Key to artifact path of the copy that MLflow keeps beside the picture, reduced to 256 pixels.
+        """
         with self._reported():
-            # A second try must not add a second picture to the same step; MLflow writes a key's "/" as "~".
-            there = () if self._new else [item.path for item in self._client.list_artifacts(self.run_id, "images")]
+            # A second try must not add a second picture to the same step.
+            there = {} if self._new else self._logged_images(images)
             for key, path in images.items():
-                if not any(name.startswith(f"images/{key.replace('/', '~')}+") for name in there):
+                if not there.get(key):
                     self._client.log_image(self.run_id, mlflow.Image(str(path)), key=key, step=step)
+            logged = self._logged_images(images)
+        return {key: path for key, paths in logged.items() for path in paths if path.endswith("+compressed.webp")}
+
+    def _logged_images(self, keys: Iterable[str]) -> dict[str, list[str]]:
+        """The artifacts of each key; MLflow writes its "/" as "~"."""
+        paths = [item.path for item in self._client.list_artifacts(self.run_id, "images")]
+        names = {key: f"images/{key.replace('/', '~')}+" for key in keys}
+        return {key: [path for path in paths if path.startswith(name)] for key, name in names.items()}
 
     def finish(self, status: str, metrics: Iterable[tuple[str, int, float]] = ()) -> None:
         """Write the metrics, as (name, step, value), and last of all the status.
