@@ -463,7 +463,7 @@ def audit(
         raise click.UsageError("--run-id, --run-name and --step are of one checkpoint; leave them out for several")
     results: list[dict[str, Any]] = []
 
-    def log(name: str, evidence: Evidence, folder: str | None, notify: Callable[[str, int, int], None]) -> None:
+    def log(evidence: Evidence, folder: str | None, notify: Callable[[str, int, int], None]) -> None:
         run = location = None
         if not no_mlflow:
             from interpret import publishing, tracking
@@ -491,12 +491,12 @@ def audit(
                 chosen,
                 Path(out or temporary),
                 progress=progress.of,
-                finished=lambda name, evidence: log(name, evidence, out and str(evidence.folder), progress.of(name)),
+                finished=lambda name, evidence: log(evidence, out and str(evidence.folder), progress.of(name)),
                 **asked,
             )
         else:
             evidence = sources.audit_checkpoint(chosen[0], out=out, step=step, progress=progress, **asked)
-            log("", evidence, out, progress)
+            log(evidence, out, progress)
             audited = {"": evidence}
         code = max(_failures(evidence) for evidence in audited.values())
         for evidence in audited.values():

@@ -308,7 +308,7 @@ class AuditRun:
         self._note = f"{NOTE_BEGIN}\n\n{markdown}\n\n{NOTE_END}"
 
     def upload_folder(self, folder: Path, artifact_path: str, last: str | None = None) -> None:
-        """Upload everything below a folder; the file named `last` when all the others are there."""
+        """Upload everything below a folder; over http the file named `last` when all the others are there."""
         with self._reported():
             if _scheme(self.location) not in ("http", "https", "mlflow-artifacts"):
                 self._client.log_artifacts(self.run_id, str(folder), artifact_path)
@@ -1062,14 +1062,7 @@ def _find_in_run(client: MlflowClient, run_id: str, path: str) -> _Place:
         models = [] if path else _logged_models(client, run)
     if models:
         _, newest = models[-1]
-        return _Place(
-            str(newest.artifact_location),
-            below,
-            f"models:/{newest.model_id}",
-            run_id,
-            newest.model_id,
-            _step(run, newest),
-        )
+        return _place_of(client, newest, f"models:/{newest.model_id}")._replace(path=below)
     if not path:
         path = run.data.tags.get("mlflow.latest_checkpoint_artifact", "")
     if not path:
