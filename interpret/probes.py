@@ -87,7 +87,7 @@ def write_probe(
         "targets": parts,
     }
     try:
-        json_bytes(content)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ImageError(f"names, class names and preprocessing must be plain JSON: {error}") from error
     with _new_folder(folder):

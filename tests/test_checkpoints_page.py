@@ -165,7 +165,7 @@ def test_files_open_as_the_page_says(tmp_path: Path, kind: str, opens: str, form
 def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, tuple[str, str]]]:
     """A store, and for each address of the page one in it with the address under which it is recorded."""
     folder = tmp_path_factory.mktemp("store")
-    store, before = f"sqlite:///{folder / 'mlflow.db'}", mlflow.get_tracking_uri()
+    store = f"sqlite:///{folder / 'mlflow.db'}"
     mlflow.set_tracking_uri(store)
     client = MlflowClient()
     experiment = client.create_experiment("training", artifact_location=(folder / "artifacts").as_uri())
@@ -186,7 +186,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, tup
                         pip_requirements=["torch"],
                     )
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # MLflow's own default; what it says now would no longer follow the environment
     client.set_registered_model_alias("registered", "champion", "2")
     run_id, model_id = run.info.run_id, model.model_id
     file = saved(folder / "best.pt", net().state_dict())

@@ -700,7 +700,6 @@ def test_what_mlflows_checkpoint_callback_leaves(
             Path(filepath).write_text(f"epoch {self.epoch}")
 
     settings = {"save_best_only": False, "save_freq": "epoch", "monitor": "loss", "mode": "min"} | names
-    before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store)
     try:
         with mlflow.start_run(experiment_id=client.get_experiment_by_name(experiment).experiment_id) as run:
@@ -709,7 +708,7 @@ def test_what_mlflows_checkpoint_callback_leaves(
                 callback.epoch = epoch
                 callback.check_and_save_checkpoint_if_needed(epoch, epoch, {"loss": 1 / epoch})
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(None)  # MLflow's own default; what it says now would no longer follow the environment
     assert fetch(f"runs:/{run.info.run_id}", tmp_path, store).path.read_text() == "epoch 11"
     if not settings["save_best_only"]:
         client.delete_tag(run.info.run_id, "mlflow.latest_checkpoint_artifact")
