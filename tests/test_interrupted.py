@@ -25,7 +25,6 @@ from interpret.evidence import Evidence, read_evidence
 from servers import FORKS, MlflowServer
 
 pytestmark = [
-    pytest.mark.xdist_group("servers"),
     # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
 ]

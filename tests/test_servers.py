@@ -24,7 +24,6 @@ from interpret.publishing import audit_metrics, evidence_key, layers_table, log_
 from servers import BUCKET, MlflowServer, free_port, mlflow_server, postgresql, s3_server
 
 pytestmark = [
-    pytest.mark.xdist_group("servers"),
     # mlflow 3.17 with SQLAlchemy 2.1 (November 2026): mlflow's own queries use a loader that SQLAlchemy deprecates
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy"),
 ]
