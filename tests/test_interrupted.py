@@ -41,19 +41,26 @@ Send = Callable[..., Any]
 
 
 class Requests:
-    """Counts the requests of this process, and lets something happen at one of them."""
+    """Counts the requests of this process, and lets something happen once: at one of them, or at the last of an upload.
 
-    def __init__(self, at: int = 0, happen: Callable[[Callable[[], Any]], Any] | None = None) -> None:
+    The last is known by what it writes: there is one more where a connection was left open for too long.
+    """
+
+    def __init__(self, at: int | None = None, happen: Callable[[Callable[[], Any]], Any] | None = None) -> None:
         self.count, self._at, self._happen = 0, at, happen
         self._lock = threading.Lock()
 
     def send(self, original: Send) -> Send:
         def counted(*arguments: Any, **options: Any) -> Any:
+            body = str(options.get("body"))
+            last = "interpret.status" in body and '"complete"' in body
             with self._lock:
                 self.count += 1
-                due = self.count == self._at
+                due = last if self._at is None else self.count == self._at
+                happen = self._happen if due else None
+                self._happen = None if due else self._happen
             request = lambda: original(*arguments, **options)  # noqa: E731
-            return self._happen(request) if due and self._happen is not None else request()
+            return request() if happen is None else happen(request)
 
         return counted
 
@@ -106,8 +113,9 @@ def publish(audit: Evidence, uri: str, experiment: str) -> str:
         return publishing.publish(audit, **where, step=3, formats=("html",), views=False)
 
 
-def place_of(point: int, length: int) -> int:
-    return 1 + round(point * (length - 1) / POINTS[-1])
+def place_of(point: int, length: int) -> int | None:
+    """The request of a point, counted from 1; None is the last."""
+    return None if point == POINTS[-1] else 1 + round(point * (length - 1) / POINTS[-1])
 
 
 def assert_one_whole_audit(uri: str, experiment: str, run_id: str, audit: Evidence, folder: Path) -> None:
@@ -192,7 +200,7 @@ def test_after_a_client_was_killed_the_next_audit_completes_its_run(
     assert_one_whole_audit(server.uri, experiment, run_id, audit, tmp_path)
 
 
-def _publish_until(folder: Path, uri: str, experiment: str, at: int) -> None:
+def _publish_until(folder: Path, uri: str, experiment: str, at: int | None) -> None:
     pool = urllib3.connectionpool.HTTPConnectionPool
     requests = Requests(at, lambda request: os.kill(os.getpid(), signal.SIGKILL))
     setattr(pool, "_make_request", requests.send(pool._make_request))  # noqa: B010
