@@ -10,6 +10,7 @@ prints as it is are the drawings of :mod:`interpret.charts`.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import html
@@ -25,9 +26,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup, escape
 
 from interpret import printing, sections
+from interpret.charts import Chart
 from interpret.errors import ReportError
 from interpret.evidence import Evidence, as_evidence, json_bytes
 from interpret.fonts import TEXT_FAMILY, report_fonts, templates_folder, web_font
+from interpret.language import ENGLISH, Catalogue, listed, plural, read_catalogue, say
 from interpret.sections import Data, Section, links
 from interpret.sections.figures import Figure
 from interpret.sections.subject import Run, Subject
@@ -53,6 +56,7 @@ class ReportOptions:
         compact: only verdict, identity, layer overview and predictions, for the small file beside a run.
         ui_url: address of MLflow's user interface: the report links each run, its charts, its pictures of each layer
             and the logged model that it audited. Neither comparison.json nor any evidence holds it.
+        language: "en", or a catalogue of the templates' folder `lang`, as "zh". comparison.json stays English.
     """
 
     title: str | None = None
@@ -60,6 +64,7 @@ class ReportOptions:
     templates: Path | None = None
     compact: bool = False
     ui_url: str | None = None
+    language: str = ENGLISH
 
     def __post_init__(self) -> None:
         """Refuse an address that is none."""
@@ -259,9 +264,11 @@ def _environment(options: ReportOptions, source: Callable[[Figure], str], longer
     """Templates run in a sandbox, also the user's own: they see the view model and nothing behind it."""
     if options.templates is not None and not Path(options.templates).is_dir():
         raise ReportError(f"templates folder {str(options.templates)!r} does not exist")
-    folders = [str(folder) for folder in (options.templates, templates_folder()) if folder is not None]
+    folders = [Path(folder) for folder in (options.templates, templates_folder()) if folder is not None]
+    catalogue = read_catalogue(options.language, folders)
     environment = ImmutableSandboxedEnvironment(
         loader=jinja2.FileSystemLoader(folders),
+        finalize=functools.partial(_said, catalogue),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -269,7 +276,15 @@ def _environment(options: ReportOptions, source: Callable[[Figure], str], longer
         keep_trailing_newline=False,
     )
     environment.filters.update(src=source, breakable=functools.partial(_breakable, longer_than=longer_than))
+    environment.globals.update(say=say, plural=plural, listed=listed, language=catalogue.language)
     return environment
+
+
+def _said(catalogue: Catalogue, value: Any) -> Any:
+    """What a template prints, in the report's language."""
+    if isinstance(value, Chart):
+        return dataclasses.replace(value, label=catalogue(value.label))
+    return catalogue(value)
 
 
 def _render(environment: jinja2.Environment, template: str, **names: Any) -> str:

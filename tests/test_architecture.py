@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "interpret"
 HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
     "evidence": ({"errors"}, {"numpy"}),
+    "language": ({"errors"}, {"markupsafe"}),
     "caching": ({"errors"}, set()),
     "functional.cam": ({"errors"}, {"torch"}),
     "functional.similarity": ({"errors"}, {"numpy", "scipy"}),
@@ -64,7 +65,7 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "probes": ({"errors", "evidence", "targets", "images", "auditing"}, {"torch", "numpy"}),
     "measures": ({"errors", "evidence", "functional"}, {"numpy"}),
     "verdicts": ({"measures"}, set()),
-    "findings": ({"errors", "evidence", "measures", "verdicts"}, set()),
+    "findings": ({"errors", "evidence", "language", "measures", "verdicts"}, set()),
     "comparison": ({"errors", "evidence", "functional", "measures", "verdicts", "findings"}, {"numpy"}),
     "policies": ({"errors", "evidence", "measures", "findings", "comparison"}, set()),
     "junit": ({"errors", "evidence", "policies"}, set()),
@@ -72,12 +73,13 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe"}),
     "fonts": (set(), {"fontTools"}),
     "sections": (
-        {"errors", "evidence", "functional", "measures", "findings", "comparison", "drawing", "charts"},
+        {"errors", "evidence", "functional", "language", "measures", "findings", "comparison", "drawing", "charts"},
         {"numpy", "markupsafe"},
     ),
     "printing": ({"errors", "fonts"}, {"weasyprint", "pydyf", "jinja2", "PIL", "numpy"}),
     "reporting": (
-        {"errors", "evidence", "comparison", "findings", "drawing", "charts", "fonts", "sections", "printing"},
+        {"errors", "evidence", "language", "comparison", "findings", "drawing", "charts", "fonts", "sections"}
+        | {"printing"},
         {"jinja2", "markupsafe", "numpy"},
     ),
     "tracking": ({"errors", "evidence"}, {"mlflow"}),
