@@ -1,0 +1,70 @@
+"""What evidence and comparisons look like in a notebook: a small piece of HTML that needs no style sheet and no script.
+
+Colours of text and lines are the notebook's own, so that dark themes work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+
+# Ten shades of a change, from none to the whole: those of the report.
+LEVELS = ("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c75a22", "#a53d20", "#7c261c")
+DECADES = 4  # below 1 that the shades tell apart
+
+
+def fragment(title: str, facts: Iterable[tuple[str, object]], *parts: str) -> str:
+    """A heading, facts in a row, and parts made by the functions below."""
+    shown = "".join(
+        '<div style="margin-right:2em"><div style="opacity:.65;font-size:.85em">'
+        f"{escape(name)}</div><div><b>{escape(str(value))}</b></div></div>"
+        for name, value in facts
+    )
+    return (
+        f'<div style="max-width:60em"><div style="font-size:1.25em;font-weight:600">{escape(title)}</div>'
+        f'<div style="display:flex;flex-wrap:wrap;margin:.4em 0 .8em">{shown}</div>{"".join(parts)}</div>'
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table with a row of headings."""
+    heads = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    lines = (
+        "".join(f'<td style="text-align:left;vertical-align:top">{escape(str(cell))}</td>' for cell in row)
+        for row in rows
+    )
+    return f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{'</tr><tr>'.join(lines)}</tr></tbody></table>"
+
+
+def strip(name: str, values: Sequence[tuple[str, float | None]]) -> str:
+    """One cell per call, coloured by its value on a logarithmic scale from 1e-4 to 1; the title of a cell names it.
+
+    Args:
+        name: what the cells show.
+        values: name of the call and its value, or None where it is not known.
+    """
+    cells = "".join(
+        f'<span title="{escape(f"{call}: {_written(value)}")}" style="flex:1 1 0;min-width:1px;'
+        f'background:{"none" if value is None else LEVELS[shade(value)]}"></span>'
+        for call, value in values
+    )
+    return (
+        f'<div style="opacity:.65;font-size:.85em">{escape(name)}</div>'
+        f'<div style="display:flex;height:16px;margin:.1em 0 .5em;border:1px solid rgba(128,128,128,.4)">{cells}</div>'
+    )
+
+
+def shade(value: float) -> int:
+    """One of the ten shades: 0 for nothing, 1 ... 9 evenly over the decades below 1.
+
+    >>> shade(0.0), shade(1e-9), shade(0.01), shade(3.0)
+    (0, 1, 5, 9)
+    """
+    if not value > 0:
+        return 0
+    return 1 + max(0, min(8, int((math.log10(value) + DECADES) / DECADES * 9)))
+
+
+def _written(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g}"
