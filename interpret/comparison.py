@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from interpret import notebook
 from interpret.errors import InterpretError
 from interpret.evidence import Call, Evidence, as_evidence, unique_labels
 from interpret.findings import Finding, findings_between, findings_of, most_severe_first
@@ -26,6 +27,7 @@ from interpret.measures.weights import TensorPair
 from interpret.verdicts import first_divergence, ranking, verdict, weight_ratios
 
 SCHEMA_VERSION = 1
+FINDINGS_SHOWN = 5  # in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,38 @@ class Comparison:
             for run, places in zip((reference, other), images, strict=True)
         ]
         return cka_matrix(*grams)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the verdicts, every call coloured by its change, and the first findings."""
+        predictions = {label: self.measures[label].predictions for label in self.others}
+        rows = [
+            (
+                label,
+                self.verdict[label],
+                self.first_divergence[label] or "none",
+                ", ".join(self.ranking[label][:3]),
+                "unknown" if predicted is None else f"{predicted.top1_agreement:.1%}",
+            )
+            for label, predicted in predictions.items()
+        ]
+        head = ("Run", "Verdict", "First divergence", "Look here first", "Same top-1")
+        strips = [
+            notebook.strip(
+                f"{label}: {name} of every call, in order of execution",
+                [
+                    (row.call.key, getattr(row.pairs[label], field) if label in row.pairs else None)
+                    for row in self.rows
+                ],
+            )
+            for label in self.others
+            for field, name in (("weight_change", "relative change of the weights"), ("divergence", "divergence"))
+        ]
+        findings = [(finding.severity, finding.run, finding.message) for finding in self.findings[:FINDINGS_SHOWN]]
+        facts = [("Reference", self.reference), ("Runs", len(self.labels)), ("Calls", len(self.rows))]
+        parts = [notebook.table(head, rows), *strips]
+        if findings:
+            parts.append(notebook.table(("Severity", "Run", "Finding"), findings))
+        return notebook.fragment(f"{self.reference} against {', '.join(self.others)}", facts, *parts)
 
     def to_dict(self) -> dict[str, Any]:
         """comparison.json: strict JSON, no NaN and no infinity; numbers are not rounded.

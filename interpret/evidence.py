@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from interpret import notebook
 from interpret.errors import EvidenceError
 
 SCHEMA_VERSION = 3
@@ -186,6 +187,25 @@ class Evidence:
     def __repr__(self) -> str:
         model, inputs = self.manifest.model, self.manifest.inputs
         return f"Evidence({model['name']!r}, {len(self.calls)} calls, {inputs['count']} images, {str(self.folder)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what was audited on what, and how it is identified."""
+        model, inputs, checkpoint = self.manifest.model, self.manifest.inputs, self.manifest.checkpoint
+        facts = [
+            ("Calls", len(self.calls)),
+            ("Parameters", f"{model['parameters']:,}"),
+            ("Multiply-adds", f"{model['multiply_adds']:,}"),
+            ("Probe images", inputs["count"]),
+            ("Status", self.manifest.status),
+        ]
+        rows = [
+            ("Checkpoint", checkpoint["uri"] or "a module given in Python"),
+            ("Weights, sha256", checkpoint["state_sha256"]),
+            ("Probe set, sha256", inputs["probe_sha256"]),
+            ("Evidence", self.folder),
+            ("Digest", self.digest),
+        ]
+        return notebook.fragment(f"Audit of {model['name']}", facts, notebook.table(("", ""), rows))
 
     def __enter__(self) -> Self:
         return self
