@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "interpret"
 # room -> rooms of this package it may import (itself is always allowed), and third parties it may import
 HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
-    "evidence": ({"errors"}, {"numpy"}),
+    "notebook": (set(), set()),
+    "evidence": ({"errors", "notebook"}, {"numpy"}),
     "language": ({"errors"}, {"markupsafe"}),
     "caching": ({"errors"}, set()),
     "functional.cam": ({"errors"}, {"torch"}),
@@ -29,8 +30,9 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "images": ({"errors", "preprocessing"}, {"torch", "PIL", "numpy"}),
     "labels": ({"errors", "images"}, set()),
     "receptive_fields": ({"evidence"}, {"torch"}),
+    "dataflow": (set(), {"torch"}),
     "memory": (set(), {"torch"}),
-    "tracing": ({"errors", "evidence", "receptive_fields"}, {"torch", "torchinfo"}),
+    "tracing": ({"errors", "evidence", "receptive_fields", "dataflow"}, {"torch", "torchinfo"}),
     "graph": ({"errors"}, {"torch", "torchvision"}),
     "targets": ({"errors", "evidence", "tracing"}, {"torch", "torchvision", "numpy"}),
     "hooks": ({"errors", "evidence", "tracing", "targets", "graph"}, {"torch", "numpy"}),
@@ -63,19 +65,23 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "numpy"},
     ),
     "probes": ({"errors", "evidence", "targets", "images", "auditing"}, {"torch", "numpy"}),
-    "measures": ({"errors", "evidence", "functional"}, {"numpy"}),
+    "measures": ({"errors", "evidence", "functional", "language"}, {"numpy"}),
     "verdicts": ({"measures"}, set()),
     "findings": ({"errors", "evidence", "language", "measures", "verdicts"}, set()),
-    "comparison": ({"errors", "evidence", "functional", "measures", "verdicts", "findings"}, {"numpy"}),
+    "comparison": (
+        {"errors", "notebook", "evidence", "functional", "measures", "verdicts", "findings"},
+        {"numpy"},
+    ),
     "policies": ({"errors", "evidence", "measures", "findings", "comparison"}, set()),
     "junit": ({"errors", "evidence", "policies"}, set()),
     "drawing": ({"errors", "evidence"}, {"numpy", "PIL", "matplotlib"}),
-    "charts": ({"errors", "evidence", "drawing"}, {"numpy", "markupsafe"}),
+    "charts": ({"errors", "evidence", "language", "drawing"}, {"numpy", "markupsafe"}),
     "fonts": (set(), {"fontTools"}),
     "sections": (
         {"errors", "evidence", "functional", "language", "measures", "findings", "comparison", "drawing", "charts"},
         {"numpy", "markupsafe"},
     ),
+    "figures": ({"errors", "evidence", "comparison", "drawing", "charts", "sections"}, {"numpy", "matplotlib"}),
     "printing": ({"errors", "fonts"}, {"weasyprint", "pydyf", "jinja2", "PIL", "numpy"}),
     "reporting": (
         {"errors", "evidence", "language", "comparison", "findings", "drawing", "charts", "fonts", "sections"}
