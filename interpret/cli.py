@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from interpret.comparison import Comparison
     from interpret.evidence import Evidence
+    from interpret.reporting import ReportOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -156,14 +157,6 @@ def _features(_: click.Context, parameter: click.Parameter, values: Sequence[str
         channels = [channel for span in spans for channel in range(span[0], span[-1] + 1)]
         chosen[pattern] = tuple(dict.fromkeys((*chosen.get(pattern, ()), *channels)))
     return chosen
-
-
-def _ui_url(_: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    from interpret.reporting import ReportOptions
-
-    return ReportOptions(ui_url=value).ui_url  # an address that is none is refused before anything is fetched
 
 
 def _formats(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...] | None:
@@ -362,9 +355,16 @@ report_options = _together(
         show_default=True,
         help="Chapters for the calls that matter, or for every call.",
     ),
+    click.option("--brief", is_flag=True, help="Verdict, identity and the calls that matter, on six pages at most."),
     click.option("--format", "formats", default="html,pdf", show_default=True, callback=_formats, help="html, pdf."),
     click.option(
         "--templates", type=click.Path(exists=True, file_okay=False), help="Folder searched for templates first."
+    ),
+    click.option(
+        "--sections", metavar="LIST", callback=_names, help="What the report holds, by commas.  [default: all]"
+    ),
+    click.option(
+        "--lang", "language", metavar="en|zh", default="en", show_default=True, help="Language of the report."
     ),
 )
 
@@ -579,7 +579,6 @@ def probe(images: str, folder: str, as_json: bool, **options: Any) -> None:
 @click.option(
     "--ui-url",
     metavar="URL",
-    callback=_ui_url,
     help="Where MLflow's pages are served: the report links its runs and their layers' pictures there.",
 )
 @tracking_uri_option
@@ -604,6 +603,7 @@ def report(
     bundle. Without RUN, the audits that --experiment and --filter find are taken, by step, then by start. Files are
     downloaded when they are needed and kept in ~/.cache/mlflow-interpret; INTERPRET_CACHE names another folder.
     """
+    how = _how_to_report(report_settings)
     with _Progress() as progress, tempfile.TemporaryDirectory(prefix="interpret-") as folder:
         progress("evidence", 0, 1)
         evidence, origins = _fetch(runs, reference, matching, experiments, Path(folder), tracking_uri)
@@ -616,7 +616,7 @@ def report(
             origins = [{**origin, "step": step} for origin, step in zip(origins, steps, strict=True)]
         destination = {"tracking_uri": tracking_uri, "experiment": experiments[0] if len(experiments) == 1 else None}
         log_into = destination if log else None
-        _report(evidence, labels, origins, directory, report_settings, as_json, progress, log_into)
+        _report(evidence, labels, origins, directory, how, as_json, progress, log_into)
 
 
 def _fetch(
@@ -732,10 +732,6 @@ def diff(
     b: str,
     targets: str | None,
     directory: str,
-    title: str | None,
-    detail: str,
-    formats: tuple[str, ...],
-    templates: str | None,
     no_mlflow: bool,
     tracking_uri: str | None,
     experiment: str | None,
@@ -752,7 +748,7 @@ def diff(
 
     if not no_mlflow:
         _check_store(tracking_uri)
-    settings = {"title": title, "detail": detail, "formats": formats, "templates": templates}
+    how = _how_to_report(options)
     with _Progress() as progress, _Publisher() as publisher:
         audited = sources.audit_several(
             (a, b),
@@ -768,7 +764,7 @@ def diff(
         if not no_mlflow:
             destination = {"tracking_uri": tracking_uri, "experiment": experiment, "force": force}
             origins = publisher.publish(audited, progress, **destination)
-        _report(list(audited.values()), tuple(audited), origins, directory, settings, as_json, progress)
+        _report(list(audited.values()), tuple(audited), origins, directory, how, as_json, progress)
     return max(_failures(evidence) for evidence in audited.values())
 
 
@@ -977,7 +973,8 @@ def demo(directory: str, as_json: bool) -> int:
         uri = f"sqlite:///{place / 'mlflow.db'}"
         tracking.make_experiment("interpret-demo", (place / "mlruns").as_uri(), tracking_uri=uri)
         origins = publisher.publish(audited, progress, tracking_uri=uri, experiment="interpret-demo")
-        comparison = _report(list(audited.values()), tuple(audited), origins, directory, {}, as_json, progress)
+        how = _how_to_report({})
+        comparison = _report(list(audited.values()), tuple(audited), origins, directory, how, as_json, progress)
     if comparison is not None and not as_json:
         mlflow = shutil.which("mlflow") or str(Path(sys.executable).with_name("mlflow"))
         click.echo(f"runs    {shlex.join([mlflow, 'ui', '--backend-store-uri', uri])}")
@@ -1101,32 +1098,40 @@ class _Publisher:
         return origins
 
 
+def _how_to_report(options: dict[str, Any]) -> tuple[ReportOptions, Sequence[str]]:
+    """Take what is about the report out of a command's options; what cannot be is refused before any work is done."""
+    from interpret.reporting import FORMATS, ReportOptions
+
+    formats = options.pop("formats", None) or FORMATS
+    names = [field.name for field in dataclasses.fields(ReportOptions) if field.name in options]
+    return ReportOptions(**{name: options.pop(name) for name in names}), formats
+
+
 def _report(
     evidence: Sequence[Evidence],
     labels: Sequence[str] | None,
     origins: Sequence[Mapping[str, Any]] | None,
     directory: str,
-    settings: Mapping[str, Any],
+    how: tuple[ReportOptions, Sequence[str]],
     as_json: bool,
     progress: _Progress,
     log_into: Mapping[str, str | None] | None = None,
 ) -> Comparison | None:
     """Write the report of one run or of several, log it if it is to be, and print where it is and what it says."""
     from interpret.comparison import compare
-    from interpret.reporting import FORMATS, ReportOptions, write_report
+    from interpret.reporting import write_report
 
-    comparison = None
+    comparison, (options, formats) = None, how
     if len(evidence) > 1:
         progress("comparison", 0, 1)
         comparison = compare(*evidence, labels=labels, origins=origins)
         progress("comparison", 1, 1)
     progress("report", 0, 1)
-    options = {name: value for name, value in settings.items() if name != "formats"}
     written = write_report(
         comparison or evidence[0],
         directory,
-        settings.get("formats") or FORMATS,
-        ReportOptions(**options),
+        formats,
+        options,
         origin=origins[0] if origins else None,
     )
     progress("report", 1, 1)
@@ -1134,7 +1139,7 @@ def _report(
     if comparison is not None and log_into is not None:
         from interpret import publishing
 
-        run_id = publishing.log_comparison(comparison, written, run_name=settings.get("title"), **log_into)
+        run_id = publishing.log_comparison(comparison, written, run_name=options.title, **log_into)
     files = {name: str(path) for name, path in written.items()}
     logged = {} if run_id is None else {"run_id": run_id}
     rows = _verdicts(comparison) if comparison is not None else {}

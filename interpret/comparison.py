@@ -125,10 +125,7 @@ class Comparison:
         strips = [
             notebook.strip(
                 f"{label}: {name} of every call, in order of execution",
-                [
-                    (row.call.key, getattr(row.pairs[label], field) if label in row.pairs else None)
-                    for row in self.rows
-                ],
+                [(row.call.key, getattr(row.pairs[label], field) if label in row.pairs else None) for row in self.rows],
             )
             for label in self.others
             for field, name in (("weight_change", "relative change of the weights"), ("divergence", "divergence"))

@@ -209,6 +209,25 @@ def value_range(arrays: Sequence[Floats], percentile: float = CLIP_PERCENTILE) -
     return 0.0, high or 1.0
 
 
+def channel_tops(arrays: Sequence[Floats], percentile: float = CLIP_PERCENTILE) -> Floats:
+    """The magnitude at the top of each channel's own scale, which the arrays share.
+
+    Args:
+        arrays: shape (C, h, w) each; they may differ in h and w, and one may have fewer channels.
+        percentile: of a channel's finite magnitudes; where it is 0 their largest counts, and 1 where all are 0.
+
+    Returns:
+        Shape (C,), positive.
+    """
+    tops = np.ones(max(map(len, arrays)))
+    for channel in range(len(tops)):
+        sizes = np.abs(np.concatenate([values[channel].ravel() for values in arrays if channel < len(values)]))
+        sizes = sizes[np.isfinite(sizes)]
+        if sizes.any():
+            tops[channel] = np.percentile(sizes, percentile) or sizes.max()
+    return tops
+
+
 def indices(values: Floats, low: float, high: float) -> Bytes:
     """Palette indices 0 ... 254 of values on the scale [low, high]; outside is clipped, NaN is drawn as ``low``.
 

@@ -76,6 +76,7 @@ class Call:
     token_grid: tuple[int, int] | None
     reaches_output: bool
     last: bool
+    sources: tuple[int, ...] | None = None
 
     @property
     def slug(self) -> str:
@@ -489,6 +490,8 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
             for call in content["calls"]
         ]
         content["settings"] = {"refused": {}, "notes": {}, "trust": False, "features": {}, **content["settings"]}
+    if isinstance(content.get("calls"), list):
+        content["calls"] = [{"sources": None, **call} for call in content["calls"]]
     content["settings"].setdefault("kernels", [])
     content["checkpoint"].setdefault("step", None)
     return content
@@ -509,7 +512,7 @@ def _manifest(content: Mapping[str, Any], folder: Path) -> Manifest:
 
 def _call(entry: Mapping[str, Any]) -> Call:
     values = _known(Call, entry, "an entry of calls")
-    for name in ("input_shape", "output_shape", "tensors", "weight_shape", "token_grid"):
+    for name in ("input_shape", "output_shape", "tensors", "weight_shape", "token_grid", "sources"):
         values[name] = None if values[name] is None else tuple(values[name])
     if values["receptive_field"] is not None:
         field = _known(ReceptiveField, values["receptive_field"], "a receptive field")

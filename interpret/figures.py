@@ -23,7 +23,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from interpret import drawing
-from interpret.charts import RUN_COLOURS
+from interpret.charts import RUN_COLOURS, marker_of
 from interpret.errors import LayerError, ReportError, did_you_mean
 from interpret.evidence import Array, Evidence, as_evidence
 from interpret.sections.maps import fitted, raw_maps, shared_methods
@@ -66,7 +66,7 @@ def curves(source: Evidence | Comparison | str | Path, statistic: str = "diverge
     for run, values in series.items():
         known = [(place, value) for place, value in enumerate(values) if value is not None]
         line = axes.plot([place for place, _ in known], [value for _, value in known], label=run.label)[0]
-        line.set(color=_colour(run), marker=MARKERS[run.number % len(MARKERS)], markersize=3, linewidth=1)
+        line.set(color=_colour(run), marker=MARKERS[marker_of(run.number)], markersize=3, linewidth=1)
     positive = [value for values in series.values() for value in values if value is not None and value > 0]
     if statistic in LOGARITHMIC and positive:
         axes.set_yscale("symlog", linthresh=min(positive))

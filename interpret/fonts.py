@@ -8,7 +8,8 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-TEXT_FAMILY, CODE_FAMILY = "Inter", "DejaVu Sans Mono"
+# Names that no installed font has: of two fonts with the same name WeasyPrint takes the machine's.
+TEXT_FAMILY, CODE_FAMILY = "Inter Report", "DejaVu Sans Mono Report"
 TEXT_WEIGHTS = (400, 500, 600, 700)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 # Ten shades of a change, from none to the whole: those of the report.
-LEVELS = ("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c75a22", "#a53d20", "#7c261c")
+LEVELS = ("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c0551f", "#a53d20", "#7c261c")
 DECADES = 4  # below 1 that the shades tell apart
 
 

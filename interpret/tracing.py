@@ -19,9 +19,11 @@ import torchinfo
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torchinfo.torchinfo import clear_cached_forward_pass
 
+from interpret.dataflow import DataFlow
 from interpret.errors import InterpretError, LayerError, did_you_mean
 from interpret.evidence import Call, ReceptiveField
 from interpret.receptive_fields import ReceptiveFields
@@ -198,8 +200,8 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None, *, c
         model: any network; call it inside :func:`undisturbed`.
         images: preprocessed, shape (N, C, H, W).
         forward: how to run it; see :func:`run`.
-        counted: whether to count multiply-adds, follow receptive fields and make torchinfo's table; without, it costs
-            one bare forward.
+        counted: whether to count multiply-adds, follow receptive fields and the flow between calls, and make
+            torchinfo's table; without, it costs one bare forward.
 
     Raises:
         InterpretError: the model fails on the image.
@@ -215,7 +217,7 @@ def trace(model: nn.Module, images: Tensor, forward: Forward | None = None, *, c
         return _with_reach(recorder, recorder.finish("", "not asked for", image), model, image, forward)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), fused:
         arguments = _Arguments((image,), {}) if forward is None else _arguments_of(model, image, forward)
-        with recorder.watching(), recorder.flops, recorder.following(arguments):
+        with recorder.watching(), recorder.flops, recorder.following(image, arguments):
             try:
                 if arguments is None:
                     raise RuntimeError("it is not run once by one call")
@@ -419,6 +421,7 @@ class _Seen:
     multiply_adds: int
     own_multiply_adds: int
     receptive_field: ReceptiveField | None
+    sources: tuple[int, ...] | None
 
 
 @dataclass(slots=True)
@@ -426,6 +429,7 @@ class _Started:
     """A module that is running: what was counted before it, and by now in the calls inside it."""
 
     module: nn.Module
+    calls: int
     flops: int
     inside: int = 0
 
@@ -454,6 +458,7 @@ class _Recorder:
         self.output: Tensor | None = None
         self.detects = False
         self.fields: ReceptiveFields | None = None
+        self.flow: DataFlow | None = None
         self.counted_by_torchinfo: dict[str, int] = {}
         self.clock = time.perf_counter()
 
@@ -461,17 +466,18 @@ class _Recorder:
         self.seen.clear()
         self.started.clear()
         self.before = self.flops.get_total_flops()
+        if self.flow is not None:
+            self.flow.restart()
         self.clock = time.perf_counter()
 
     @contextmanager
-    def following(self, arguments: _Arguments | None) -> Iterator[None]:
-        """Follow receptive fields from the image among the model's arguments."""
-        image = None if arguments is None else arguments.image()
-        if image is None:
-            yield
-            return
-        self.fields = ReceptiveFields(image)
-        with self.fields:
+    def following(self, image: Tensor, arguments: _Arguments | None) -> Iterator[None]:
+        """Follow the flow between calls, and receptive fields from the image among the model's arguments."""
+        given = () if arguments is None else tree_leaves((arguments.values, arguments.keywords))
+        self.flow = DataFlow([image, *(value for value in given if isinstance(value, Tensor))])
+        seen = None if arguments is None else arguments.image()
+        self.fields = None if seen is None else ReceptiveFields(seen)
+        with self.flow, self.fields or nullcontext():
             yield
 
     def keep_table(self, table: torchinfo.ModelStatistics) -> None:
@@ -493,7 +499,7 @@ class _Recorder:
             yield
 
     def _before(self, module: nn.Module, arguments: Any) -> None:
-        self.started.append(_Started(module, self.flops.get_total_flops()))
+        self.started.append(_Started(module, len(self.seen), self.flops.get_total_flops()))
 
     def _after(self, module: nn.Module, arguments: Any, keywords: Any, output: Any) -> None:
         begun = self.started.pop()
@@ -514,6 +520,7 @@ class _Recorder:
                     flops // 2,
                     (flops - begun.inside) // 2,
                     None if self.fields is None else self.fields.of(tensor),
+                    None if self.flow is None else self.flow.complete(begun.calls, output),
                 )
             )
 
@@ -557,6 +564,7 @@ class _Recorder:
                     token_grid=None,
                     reaches_output=True,
                     last=False,
+                    sources=seen.sources,
                 )
             )
         for key, count in Counter(call.key for call in calls).items():

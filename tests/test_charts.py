@@ -45,6 +45,7 @@ def test_every_run_has_its_own_marker_and_colour():
     markers = [charts.run_marker(run).__html__() for run in range(8)]
     assert len(set(markers)) == 8
     assert len({re.search('d="([^"]*)"', marker).group(1) for marker in markers}) == 8  # type: ignore[union-attr]
+    assert len({charts.run_marker(run).__html__() for run in range(64)}) == 64
 
 
 def test_markers_of_a_run_are_one_path():

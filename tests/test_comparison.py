@@ -10,6 +10,7 @@ from bundles import bundle, int8, network, noisy, permuted, probe, scaled, zeroe
 from interpret.comparison import compare
 from interpret.errors import EvidenceError, InterpretError
 from interpret.findings.advice import ADVICE
+from interpret.language import Catalogue, Message
 
 WEIGHTS = network()
 DAMAGED = zeroed_filters(int8(WEIGHTS), "layer2.conv.weight", share=0.3)
@@ -91,6 +92,16 @@ def test_damaged_filters_are_counted(content):
     assert content["layers"][8]["runs"]["again"]["tensors"][0]["changed_filter_indices"] == []
 
 
+def test_what_json_says_in_words_can_still_be_translated(content):
+    german = Catalogue("de", {"{change}.": "{change}!"})
+    (finding,) = [item for item in content["findings"] if item["rule"] == "layers-stand-out"]
+    assert finding["message"].endswith("of convolution calls.")
+    assert german(finding["message"]) == f"{finding['message'][:-1]}!"
+    assert all(
+        isinstance(item[name], Message) for item in content["findings"] for name in ("message", "meaning", "next")
+    )
+
+
 def numbers(content):
     if isinstance(content, dict):
         content = list(content.values())
@@ -105,7 +116,7 @@ def test_json_is_strict_and_nothing_is_rounded(content, comparison):
     text = json.dumps(content, allow_nan=False)
     assert json.loads(text) == content
     kinds = {type(value) for value in numbers(content)}
-    assert kinds <= {str, int, float, bool, type(None)}
+    assert kinds <= {str, Message, int, float, bool, type(None)}
     pair = next(pair for pair in comparison.measures["int8"].calls if pair.key == "fc")
     assert content["layers"][-1]["runs"]["int8"]["cka"] == pair.cka
 

@@ -21,10 +21,11 @@ def blocks(page: str) -> str:
 
 
 # IntermediateLayerGetter is torchvision's own private name, kept for those who use it
-@pytest.mark.parametrize("page", ["docs/capture.md"])
-def test_the_pages_code_runs(page: str) -> None:
+@pytest.mark.parametrize("page", ["docs/capture.md", "docs/report.md"])
+def test_the_pages_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = blocks(page)
     assert code.strip()
+    monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         exec(compile(code, page, "exec"), {})

@@ -304,7 +304,13 @@ def test_few_images(count):
 
 def test_what_was_not_compared_is_said(reference):
     found = said(findings_between(against(reference, images=probe(16, seed=4)), "run"), "probe-mismatch")
-    assert found[0].message == "Activations and predictions need at least two images that both runs saw."
+    assert found[0].message == (
+        "The runs did not see the same images: activations and predictions need at least two images that both runs saw."
+    )
+    found = said(findings_between(against(reference, network(classes=7)), "run"), "not-compared")
+    assert [finding.message for finding in found] == [
+        "Not everything could be compared (predictions: the reference has 10 classes, the other run 7)."
+    ]
 
 
 # One run

@@ -90,9 +90,10 @@ def test_the_scale_is_the_percentile_of_what_is_drawn(full):
 
 
 def test_maps_are_taken_at_the_call_named_last(plain):
-    (block,) = data(plain)["sheet"]["blocks"]
+    sheet = data(plain)["sheet"]
     last = next(call.key for call in plain.calls if call.last)
-    assert [texts[0][1] for texts in block["under"]] == [f"at {last}"] * 2
+    assert sheet["place"].key == last  # said once above, not under every column
+    assert not any(texts for texts in sheet["blocks"][0]["under"])
 
 
 def test_many_methods_wrap_into_even_blocks(tmp_path):
@@ -284,7 +285,8 @@ def test_findings_name_the_methods_that_do_not_beat_their_controls(full):
 def test_a_channel_has_its_picture_patches_and_reconstructions(full):
     (entry,) = features.build(Subject.of(full))["channels"]
     assert (entry["key"], entry["channel"]) == ("conv1", 5)
-    assert entry["excitation"] == [("noise", "0.125"), ("this picture", "7.50"), ("best probe image", "3.25")]
+    excited = "excited by noise 0.125, this picture 7.50, best probe image 3.25"
+    assert entry["excitation"] == f"{excited}; top of the scale {entry['limit']}"
     assert entry["patches"] == [("image_01.png", "3.25"), ("image_00.png", "2.00"), ("image_09.png", "1.00")]
     drawn = pixels(entry["sheet"].content)
     assert np.array_equal(drawn[:8, :8], full.array("features", "conv1/5/crops")[0])

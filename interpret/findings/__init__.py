@@ -17,6 +17,7 @@ from interpret.findings.advice import ADVICE, Advice
 from interpret.findings.alone import RUN_RULES
 from interpret.findings.compared import RULES
 from interpret.findings.wording import Draft
+from interpret.language import Message
 from interpret.measures import Measures
 from interpret.measures.runs import Run
 
@@ -41,7 +42,7 @@ class Finding:
     run: str
     layer: str | None
     rule: str
-    message: str
+    message: Message
 
     @property
     def advice(self) -> Advice:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator
 
 from interpret.evidence import TensorRecord
-from interpret.findings.wording import FEW_IMAGES, MANY_UNITS, SHOWN, Draft, few, number_of, percent
+from interpret.findings.wording import FEW_IMAGES, MANY_UNITS, SHOWN, Draft, few, percent
+from interpret.language import Message, listed, plural, say
 from interpret.measures.explanations import (
     INPUT,
     INSENSITIVE,
@@ -32,17 +33,31 @@ def non_finite_values(run: Run) -> Iterator[Draft]:
             yield (
                 "critical",
                 tensor.call,
-                f"{tensor.nonfinite} of {tensor.entries} entries of {tensor.name} are not finite.",
+                say(
+                    "{count} of {total} entries of {tensor} are not finite.",
+                    count=tensor.nonfinite,
+                    total=tensor.entries,
+                    tensor=tensor.name,
+                ),
             )
     broken = [health for health in run.health if health.nonfinite]
     if broken:
-        first, behind = broken[0], f", and {number_of(len(broken) - 1, 'later call')}" if len(broken) > 1 else ""
-        yield (
-            "critical",
-            first.call.key,
-            f"{first.call.key} is the first call with values that are not finite ({first.nonfinite} of them){behind}; "
-            "nothing that is computed from them can be trusted.",
+        key, count, later = broken[0].call.key, broken[0].nonfinite, len(broken) - 1
+        said = say(
+            "{call} is the first call with values that are not finite ({count} of them); nothing that is computed from "
+            "them can be trusted.",
+            call=key,
+            count=count,
         )
+        if later:
+            said = say(
+                "{call} is the first call with values that are not finite ({count} of them), and {later}; nothing that "
+                "is computed from them can be trusted.",
+                call=key,
+                count=count,
+                later=plural(later, "{n} later call", "{n} later calls"),
+            )
+        yield "critical", key, said
 
 
 def preprocessing_mismatch(run: Run) -> Iterator[Draft]:
@@ -55,10 +70,15 @@ def preprocessing_mismatch(run: Run) -> Iterator[Draft]:
         yield (
             "warning",
             first.call.key,
-            f"The images do not look like those of training: at {first.call.key}, the first BatchNorm, the median "
-            f"over the channels of ln(variance / running variance) is {ratio:+.2f}, that of |z| of the means is "
-            f"{z:.2f} (both should be under 1). Check mean, standard deviation and value range of the preprocessing; "
-            "the order of the colours is not seen here.",
+            say(
+                "The images do not look like those of training: at {call}, the first BatchNorm, the median over the "
+                "channels of ln(variance / running variance) is {ratio}, that of |z| of the means is {distance} (both "
+                "should be under 1). Check mean, standard deviation and value range of the preprocessing; the order of "
+                "the colours is not seen here.",
+                call=first.call.key,
+                ratio=f"{ratio:+.2f}",
+                distance=f"{z:.2f}",
+            ),
         )
 
 
@@ -70,12 +90,24 @@ def untrained_weights(run: Run) -> Iterator[Draft]:
     untouched = [tensor for tensor, value in norms if tensor.minimum == tensor.maximum == value]
     if len(kernels) < 2 or len(fresh) < FRESH_SHARE * len(kernels) or len(untouched) < FRESH_SHARE * len(norms):
         return
-    beside = f", and {len(untouched)} of {len(norms)} tensors of normalizations are still all 1 or 0" if norms else ""
+    drawn = say(
+        "{count} of {kernels} have mean and standard deviation of a usual initialisation of their shape",
+        count=len(fresh),
+        kernels=plural(len(kernels), "{n} large kernel", "{n} large kernels"),
+    )
+    if not norms:
+        yield "warning", None, say("The weights look untrained: {kernels}.", kernels=drawn)
+        return
     yield (
         "warning",
         None,
-        f"The weights look untrained: {len(fresh)} of {number_of(len(kernels), 'large kernel')} have mean and standard "
-        f"deviation of a usual initialisation of their shape{beside}.",
+        say(
+            "The weights look untrained: {kernels}, and {count} of {total} tensors of normalizations are still all 1 "
+            "or 0.",
+            kernels=drawn,
+            count=len(untouched),
+            total=len(norms),
+        ),
     )
 
 
@@ -111,7 +143,7 @@ def few_images(run: Run) -> Iterator[Draft]:
     """Too few probe images for statistics."""
     if run.count < FEW_IMAGES:
         severity = "warning" if run.count < 4 else "notice"
-        yield severity, None, f"{few(run.count)} with 32 or more the numbers become steady."
+        yield severity, None, say("{worth}; with 32 or more the numbers become steady.", worth=few(run.count))
 
 
 def dead_units(run: Run) -> Iterator[Draft]:
@@ -123,9 +155,15 @@ def dead_units(run: Run) -> Iterator[Draft]:
         yield (
             "info",
             most.call.key,
-            f"Never above 0 on the {run.count} images: {number_of(total, 'unit')} in "
-            f"{number_of(len(silent), 'activation call')}, most in {most.call.key} "
-            f"({most.dead_units} of {most.call.channels}).",
+            say(
+                "Never above 0 on the {images} images: {units} in {calls}, most in {call} ({count} of {total}).",
+                images=run.count,
+                units=plural(total, "{n} unit", "{n} units"),
+                calls=plural(len(silent), "{n} activation call", "{n} activation calls"),
+                call=most.call.key,
+                count=most.dead_units,
+                total=most.call.channels,
+            ),
         )
 
 
@@ -137,12 +175,18 @@ def zero_filters(run: Run) -> Iterator[Draft]:
         yield (
             "notice",
             tensor.call,
-            f"Exactly zero: {tensor.zero_filters} of {tensor.filters} filters of {tensor.name}.",
+            say(
+                "Exactly zero: {count} of {total} filters of {tensor}.",
+                count=tensor.zero_filters,
+                total=tensor.filters,
+                tensor=tensor.name,
+            ),
         )
     rest = [tensor for tensor in zero if tensor not in pruned[:SHOWN]]
     if rest:
-        count = sum(tensor.zero_filters for tensor in rest)
-        yield "info", None, f"Exactly zero: {number_of(count, 'filter')} in {number_of(len(rest), 'tensor')}."
+        filters = plural(sum(tensor.zero_filters for tensor in rest), "{n} filter", "{n} filters")
+        tensors = plural(len(rest), "{n} tensor", "{n} tensors")
+        yield "info", None, say("Exactly zero: {filters} in {tensors}.", filters=filters, tensors=tensors)
 
 
 def near_zero_filters(run: Run) -> Iterator[Draft]:
@@ -153,8 +197,12 @@ def near_zero_filters(run: Run) -> Iterator[Draft]:
         yield (
             "info",
             None,
-            f"{near} of {filters} filters have a norm under 0.1 % of their layer's median. "
-            "Healthy networks have such filters.",
+            say(
+                "{count} of {total} filters have a norm under 0.1 % of their layer's median. Healthy networks have "
+                "such filters.",
+                count=near,
+                total=filters,
+            ),
         )
 
 
@@ -168,24 +216,29 @@ def dominant_image(run: Run) -> Iterator[Draft]:
         yield (
             "info",
             most.call.key,
-            f"In {len(ruled)} of {number_of(len(run.calls), 'call')} one image carries more than a quarter of all "
-            f"variance (most in {most.call.key}, {percent(most.leverage or 0.0)}): similarities there rest on that "
-            "image.",
+            say(
+                "In {count} of {calls} one image carries more than a quarter of all variance (most in {call}, "
+                "{share}): similarities there rest on that image.",
+                count=len(ruled),
+                calls=plural(len(run.calls), "{n} call", "{n} calls"),
+                call=most.call.key,
+                share=percent(most.leverage or 0.0),
+            ),
         )
 
 
 def maps_not_finite(run: Run) -> Iterator[Draft]:
     """Maps with NaN or infinity."""
     if worst := _counted(run, 3):
-        yield "warning", None, f"NaN or infinite: {worst}."
+        yield "warning", None, say("NaN or infinite: {maps}.", maps=worst)
 
 
 def maps_without_content(run: Run) -> Iterator[Draft]:
     """Maps that show nothing, because no value is positive or all are equal."""
     if blank := _counted(run, 1):
-        yield "notice", None, f"Blank, with no positive value: {blank}."
+        yield "notice", None, say("Blank, with no positive value: {maps}.", maps=blank)
     if constant := _counted(run, 2):
-        yield "notice", None, f"Constant, so nothing to see once scaled: {constant}."
+        yield "notice", None, say("Constant, so nothing to see once scaled: {maps}.", maps=constant)
 
 
 def maps_decided_by_a_constant(run: Run) -> Iterator[Draft]:
@@ -194,8 +247,11 @@ def maps_decided_by_a_constant(run: Run) -> Iterator[Draft]:
         yield (
             "notice",
             None,
-            f"Decided by the constant 1e-6 of the formula, because twice the mean squared gradient lies below it: "
-            f"{decided}. Another scale of the logits would give other maps.",
+            say(
+                "Decided by the constant 1e-6 of the formula, because twice the mean squared gradient lies below it: "
+                "{maps}. Another scale of the logits would give other maps.",
+                maps=decided,
+            ),
         )
 
 
@@ -203,41 +259,53 @@ def maps_no_better_than_controls(run: Run) -> Iterator[Draft]:
     """Methods that a random map or a centred Gaussian equals, at the last call that was put to the test."""
     for place in (*trust_calls(run.evidence)[-1:], INPUT):
         beaten = {method: wins(run.evidence, method, place) for method in trust_methods(run.evidence)}
-        poor = [f"{name} ({won} of {total})" for name, (won, total, _) in beaten.items() if total and 2 * won <= total]
+        poor = [
+            say("{method} ({won} of {total})", method=method, won=won, total=total)
+            for method, (won, total, _) in beaten.items()
+            if total and 2 * won <= total
+        ]
         if not poor:
             continue
-        where = "the input" if place == INPUT else place
         images = max(total for _, total, _ in beaten.values())
         yield (
             "warning" if images >= DECISIVE_IMAGES else "notice",
             None,
-            f"At {where} insertion less deletion does not beat both a random map and a centred Gaussian on more than "
-            f"half of the images: {', '.join(poor)}.",
+            say(
+                "At {place} insertion less deletion does not beat both a random map and a centred Gaussian on more "
+                "than half of the images: {methods}.",
+                place=say("the input") if place == INPUT else place,
+                methods=listed(poor),
+            ),
         )
 
 
 def maps_insensitive_to_weights(run: Run) -> Iterator[Draft]:
     """Methods whose maps stay the same when all weights are random."""
     same = {method: unmoved(run.evidence, method) for method in trust_methods(run.evidence)}
-    listed = [f"{method} ({value:.2f})" for method, value in same.items() if value is not None and value > INSENSITIVE]
-    if listed:
+    found = [f"{method} ({value:.2f})" for method, value in same.items() if value is not None and value > INSENSITIVE]
+    if found:
         yield (
             "warning",
             None,
-            f"Maps hardly depend on the weights, by their rank correlation with maps of the network with random ones "
-            f"(mean over the images, above {INSENSITIVE:g}): {', '.join(listed)}.",
+            say(
+                "Maps hardly depend on the weights, by their rank correlation with maps of the network with random "
+                "ones (mean over the images, above {limit}): {methods}.",
+                limit=f"{INSENSITIVE:g}",
+                methods=listed(found),
+            ),
         )
 
 
-def _counted(run: Run, state: int) -> str:
+def _counted(run: Run, state: int) -> Message:
     """How many maps of which methods are in a state, most first; empty where none is."""
     rows = []
     for method, by_call in run.map_states.items():
         total = sum(found.size for found in by_call.values())
         number = sum(int((found == state).sum()) for found in by_call.values())
         if number:
-            rows.append((number, f"{number} of {number_of(total, 'map')} of {method}"))
-    return ", ".join(text for _, text in sorted(rows, key=lambda row: -row[0]))
+            maps = plural(total, "{n} map", "{n} maps")
+            rows.append((number, say("{count} of {maps} of {method}", count=number, maps=maps, method=method)))
+    return listed(text for _, text in sorted(rows, key=lambda row: -row[0]))
 
 
 RUN_RULES: tuple[Callable[[Run], Iterator[Draft]], ...] = (

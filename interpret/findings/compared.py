@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import median
 
-from interpret.findings.wording import FEW_IMAGES, MANY_UNITS, SHOWN, Draft, few, number_of, percent, small
+from interpret.findings.wording import FEW_IMAGES, KINDS, MANY_UNITS, SHOWN, Draft, few, percent, small
+from interpret.language import Message, listed, plural, say
 from interpret.measures import CallPair, Measures
 from interpret.measures.maps import MapAgreement
 from interpret.measures.runs import Health
@@ -35,16 +36,30 @@ def identical(measures: Measures) -> Iterator[Draft]:
     if verdict(measures) != "identical":
         return
     tensors = sum(tensor.status == "identical" for pair in measures.calls for tensor in pair.tensors)
-    said = f"Every tensor holds the same values ({tensors} in {number_of(len(measures.calls), 'call')})"
+    calls = plural(len(measures.calls), "{n} call", "{n} calls")
     largest = max((pair.divergence for pair in measures.calls if pair.divergence is not None), default=None)
     if measures.activations not in ("exact", "subset") or largest is None:
-        yield "info", None, f"{said}; outputs were not compared."
+        yield (
+            "info",
+            None,
+            say(
+                "Every tensor holds the same values ({count} in {calls}); outputs were not compared.",
+                count=tensors,
+                calls=calls,
+            ),
+        )
     else:
         yield (
             "info",
             None,
-            f"{said}, and on the {number_of(measures.images, 'common image')} no output moves by more than rounding "
-            f"explains (largest relative change {small(largest)}).",
+            say(
+                "Every tensor holds the same values ({count} in {calls}), and on the {images} no output moves by more "
+                "than rounding explains (largest relative change {change}).",
+                count=tensors,
+                calls=calls,
+                images=_common_images(measures.images),
+                change=small(largest),
+            ),
         )
 
 
@@ -55,9 +70,14 @@ def equal_weights_other_outputs(measures: Measures) -> Iterator[Draft]:
         yield (
             "critical",
             first.key,
-            f"All weights are equal, yet outputs differ from {first.key} on: relative change "
-            f"{small(first.divergence)}, where rounding explains {small(first.threshold)}. "
-            f"Something that no checkpoint holds must differ{_environment(measures)}.",
+            say(
+                "All weights are equal, yet outputs differ from {call} on: relative change {change}, where rounding "
+                "explains {rounding}. {cause}",
+                call=first.key,
+                change=small(first.divergence),
+                rounding=small(first.threshold),
+                cause=_cause(measures),
+            ),
         )
 
 
@@ -69,26 +89,43 @@ def same_function_other_weights(measures: Measures) -> Iterator[Draft]:
     largest = max((pair.gram_change for pair in measures.calls if pair.gram_change is not None), default=0.0)
     if changed:
         most = max(changed, key=lambda pair: pair.weight_change or 0.0)
-        by = percent(most.weight_change or 0.0)
-        what = f"The weights of {number_of(len(changed), 'call')} differ (most in {most.key}, by {by})"
+        what = say(
+            "The weights of {calls} differ (most in {call}, by {change})",
+            calls=plural(len(changed), "{n} call", "{n} calls"),
+            call=most.key,
+            change=percent(most.weight_change or 0.0),
+        )
     else:
-        what = f"Tensors that belong to no call differ ({len(changed_tensors(measures.unused))})"
-    outputs = "" if measures.predictions is None else f", of the logits {small(measures.predictions.logit_change)}"
+        unused = len(changed_tensors(measures.unused))
+        what = say("Tensors that belong to no call differ ({count})", count=unused)
+    outputs = say("the largest relative change of a Gram matrix is {change}", change=small(largest))
+    if measures.predictions is not None:
+        logits = small(measures.predictions.logit_change)
+        outputs = say("{grams}, of the logits {change}", grams=outputs, change=logits)
     reordered = [tensor for pair in changed for tensor in changed_tensors(pair.tensors) if tensor.moved_filters]
     moved = any(pair.mean_change is not None and pair.mean_change > pair.threshold for pair in measures.calls)
     if reordered:
         most_moved = max(reordered, key=lambda tensor: len(tensor.moved_filters))
-        why = (
-            f"The channels of a layer were reordered: {len(most_moved.moved_filters)} filters of {most_moved.name} "
-            "are other filters of the reference, bit for bit"
+        why = say(
+            "The channels of a layer were reordered: {count} filters of {tensor} are other filters of the reference, "
+            "bit for bit.",
+            count=len(most_moved.moved_filters),
+            tensor=most_moved.name,
         )
+    elif moved:
+        why = say("The channels of a layer were reordered.")
     else:
-        why = "The channels of a layer were reordered" if moved else "The change stays below what rounding does"
+        why = say("The change stays below what rounding does.")
     yield (
         "notice",
         None,
-        f"{what}, but the function does not: on the {number_of(measures.images, 'common image')} the largest relative "
-        f"change of a Gram matrix is {small(largest)}{outputs}. {why}.",
+        say(
+            "{weights}, but the function does not: on the {images} {outputs}. {why}",
+            weights=what,
+            images=_common_images(measures.images),
+            outputs=outputs,
+            why=why,
+        ),
     )
 
 
@@ -97,14 +134,19 @@ def head_changed_only(measures: Measures) -> Iterator[Draft]:
     head = _head(measures)
     if head is None or verdict(measures) != "localized" or not _one_unit(measures) or changed_calls(measures) != [head]:
         return
-    found = measures.predictions
-    effect = "" if found is None else f"; top-1 agreement with the reference is {found.top1_agreement:.2f}"
-    yield (
-        "warning",
-        head.key,
-        f"Only the head {head.key} changed, by about {percent(head.weight_change or 0.0)}; "
-        f"all layers before it are equal{effect}.",
+    found, change = measures.predictions, percent(head.weight_change or 0.0)
+    said = say(
+        "Only the head {call} changed, by about {change}; all layers before it are equal.", call=head.key, change=change
     )
+    if found is not None:
+        said = say(
+            "Only the head {call} changed, by about {change}; all layers before it are equal; top-1 agreement with the "
+            "reference is {agreement}.",
+            call=head.key,
+            change=change,
+            agreement=f"{found.top1_agreement:.2f}",
+        )
+    yield "warning", head.key, said
 
 
 def one_unit_changed(measures: Measures) -> Iterator[Draft]:
@@ -113,26 +155,41 @@ def one_unit_changed(measures: Measures) -> Iterator[Draft]:
     if verdict(measures) != "localized" or not _one_unit(measures) or changed == [_head(measures)]:
         return
     first = ranking(measures)[0]
-    parts = ", ".join(f"{pair.key} by about {percent(pair.weight_change or 0.0)}" for pair in changed)
-    filters = "".join(_filters_changed(pair) for pair in changed)
+    changes = listed(
+        say("{call} by about {change}", call=pair.key, change=percent(pair.weight_change or 0.0)) for pair in changed
+    )
+    filters = [text for pair in changed for text in _filters_changed(pair)]
     flipped = measures.predictions is not None and bool(measures.predictions.flips)
     severity = "critical" if flipped else "warning"
-    yield severity, first, f"Only one unit changed: {parts}{filters}. The weights of all other calls are equal."
+    yield (
+        severity,
+        first,
+        say(
+            "Only one unit changed: {changes}. The weights of all other calls are equal.",
+            changes=listed([changes, *filters], " "),
+        ),
+    )
 
 
 def batchnorm_statistics_changed(measures: Measures) -> Iterator[Draft]:
     """Running statistics moved while everything that is learned stayed equal."""
     changed = [pair for pair in changed_calls(measures) if pair.presence == "paired"]
-    names = {tensor.local_name for pair in changed for tensor in changed_tensors(pair.tensors)}
-    if not measures.same_architecture or not changed or not names <= set(RUNNING_STATISTICS):
+    names = sorted({tensor.local_name for pair in changed for tensor in changed_tensors(pair.tensors)})
+    if not measures.same_architecture or not changed or not set(names) <= set(RUNNING_STATISTICS):
         return
     most = max(changed, key=lambda pair: pair.weight_change or 0.0)
     flipped = measures.predictions is not None and bool(measures.predictions.flips)
     yield (
         "warning" if flipped else "notice",
         most.key,
-        f"Only running statistics changed ({' and '.join(sorted(names))}), in {number_of(len(changed), 'call')}, most "
-        f"in {most.key}, by {percent(most.weight_change or 0.0)}; every learned weight is equal.",
+        say(
+            "Only running statistics changed ({tensors}), in {calls}, most in {call}, by {change}; every learned "
+            "weight is equal.",
+            tensors=names[0] if len(names) == 1 else say("{first} and {second}", first=names[0], second=names[1]),
+            calls=plural(len(changed), "{n} call", "{n} calls"),
+            call=most.key,
+            change=percent(most.weight_change or 0.0),
+        ),
     )
 
 
@@ -143,15 +200,27 @@ def layers_stand_out(measures: Measures) -> Iterator[Draft]:
     ratios = weight_ratios(measures)
     found = standing_out(measures)
     for pair in found[:SHOWN]:
-        yield (
-            "critical",
-            pair.key,
-            f"{pair.key} stands out: its weights changed by about {percent(pair.weight_change or 0.0)}, "
-            f"{ratios[pair.key]:.0f} times the median of the changed {_tensors_of(pair)}{_filters_changed(pair)}.",
+        change = say(
+            "{call} stands out: its weights changed by about {change}, {ratio} times the median of the changed "
+            "{tensor} tensors of {kind} calls",
+            call=pair.key,
+            change=percent(pair.weight_change or 0.0),
+            ratio=f"{ratios[pair.key]:.0f}",
+            tensor=max(changed_tensors(pair.tensors), key=lambda tensor: tensor.change or 0.0).local_name,
+            kind=KINDS.get(pair.call.kind, pair.call.kind),
         )
+        yield "critical", pair.key, say("{change}.", change=listed([change, *_filters_changed(pair)], " "))
     if len(found) > SHOWN:
-        rest = ", ".join(pair.key for pair in found[SHOWN : 2 * SHOWN]) + (", ..." if len(found) > 2 * SHOWN else "")
-        yield "warning", None, f"More than {STANDS_OUT:.0f} times the median of their kind, too: {rest}."
+        rest = [pair.key for pair in found[SHOWN : 2 * SHOWN]] + ["..."] * (len(found) > 2 * SHOWN)
+        yield (
+            "warning",
+            None,
+            say(
+                "More than {ratio} times the median of their kind, too: {calls}.",
+                ratio=f"{STANDS_OUT:.0f}",
+                calls=listed(rest),
+            ),
+        )
 
 
 def changed_everywhere(measures: Measures) -> Iterator[Draft]:
@@ -162,13 +231,18 @@ def changed_everywhere(measures: Measures) -> Iterator[Draft]:
     owners = sum(pair.weights in ("identical", "changed") for pair in measures.calls)
     changes = [pair.weight_change or 0.0 for pair in changed]
     most = max(changed, key=lambda pair: pair.weight_change or 0.0)
-    alone = "" if standing_out(measures) else "; no call stands out from its kind"
-    yield (
-        "notice",
-        None,
-        f"The weights of {len(changed)} of {number_of(owners, 'call')} changed, by {percent(median(changes))} at the "
-        f"median and {percent(max(changes))} at most ({most.key}){alone}.",
+    said = say(
+        "The weights of {count} of {calls} changed, by {median} at the median and {largest} at most ({call})",
+        count=len(changed),
+        calls=plural(owners, "{n} call", "{n} calls"),
+        median=percent(median(changes)),
+        largest=percent(max(changes)),
+        call=most.key,
     )
+    if standing_out(measures):
+        yield "notice", None, say("{change}.", change=said)
+    else:
+        yield "notice", None, say("{change}; no call stands out from its kind.", change=said)
 
 
 def quantised_weights(measures: Measures) -> Iterator[Draft]:
@@ -187,23 +261,36 @@ def quantised_weights(measures: Measures) -> Iterator[Draft]:
         yield (
             "notice",
             None,
-            f"In {quantised} of the {large} changed kernels whose filters held more than {INT8_VALUES} values, no "
-            f"filter now holds more than {values}: the mark of {8 if values > 16 else 4}-bit quantisation.",
+            say(
+                "In {count} of the {total} changed kernels whose filters held more than {limit} values, no filter now "
+                "holds more than {values}: the mark of {bits}-bit quantisation.",
+                count=quantised,
+                total=large,
+                limit=INT8_VALUES,
+                values=values,
+                bits=8 if values > 16 else 4,
+            ),
         )
 
 
 def zeroed_filters(measures: Measures) -> Iterator[Draft]:
     """Filters that became exactly zero."""
-    pruned: list[tuple[float, CallPair, str]] = []
+    pruned: list[tuple[float, CallPair, Message]] = []
     for pair in () if measures.other_network else measures.calls:
         for tensor in changed_tensors(pair.tensors):
             if tensor.reference is None or tensor.other is None:
                 continue
             before, after, filters = tensor.reference.zero_filters, tensor.other.zero_filters, tensor.other.filters
             if after > before:
-                share = (after - before) / filters
-                where = f"{after} of {filters} filters of {tensor.name} ({percent(after / filters)})"
-                pruned.append((share, pair, f"Exactly zero: {where}, in the reference {before or 'none'}."))
+                said = say(
+                    "Exactly zero: {count} of {total} filters of {tensor} ({share}), in the reference {before}.",
+                    count=after,
+                    total=filters,
+                    tensor=tensor.name,
+                    share=percent(after / filters),
+                    before=before or say("none"),
+                )
+                pruned.append(((after - before) / filters, pair, said))
     pruned.sort(key=lambda item: (-item[0], item[1].call.position))
     for share, pair, message in pruned[:SHOWN]:
         yield "critical" if share > MANY_UNITS else "warning", pair.key, message
@@ -211,7 +298,11 @@ def zeroed_filters(measures: Measures) -> Iterator[Draft]:
         yield (
             "warning",
             None,
-            f"Filters became exactly zero in {number_of(len(pruned) - SHOWN, 'further tensor')}, too.",
+            plural(
+                len(pruned) - SHOWN,
+                "Filters became exactly zero in {n} further tensor, too.",
+                "Filters became exactly zero in {n} further tensors, too.",
+            ),
         )
 
 
@@ -232,8 +323,12 @@ def sparse_weights(measures: Measures) -> Iterator[Draft]:
         yield (
             "notice",
             pair.key,
-            f"Single weights became exactly zero in {number_of(len(thinned), 'tensor')}, most in {name}: "
-            f"{percent(share)} of its entries.",
+            say(
+                "Single weights became exactly zero in {tensors}, most in {tensor}: {share} of its entries.",
+                tensors=plural(len(thinned), "{n} tensor", "{n} tensors"),
+                tensor=name,
+                share=percent(share),
+            ),
         )
 
 
@@ -247,22 +342,34 @@ def predictions_changed(measures: Measures) -> Iterator[Draft]:
         yield (
             "info",
             None,
-            f"No prediction changed on the {number_of(found.images, 'common image')}; of all such images, at most "
-            f"{percent(high)} change (95 % interval). Mean KL divergence {small(found.kl_mean)} nats.",
+            say(
+                "No prediction changed on the {images}; of all such images, at most {share} change (95 % interval). "
+                "Mean KL divergence {divergence} nats.",
+                images=_common_images(found.images),
+                share=percent(high),
+                divergence=small(found.kl_mean),
+            ),
         )
         return
-    labelled = ""
-    if found.negative_flips is not None:
-        labelled = (
-            f" Of the {number_of(found.labelled, 'labelled image')}, {found.negative_flips} went from right to wrong "
-            f"and {found.positive_flips} from wrong to right."
-        )
-    yield (
-        "critical" if found.churn >= CHURN else "warning",
-        None,
-        f"{len(found.flips)} of {number_of(found.images, 'prediction')} changed ({percent(found.churn)}; 95 % interval "
-        f"{percent(low)} to {percent(high)}); mean KL divergence {small(found.kl_mean)} nats.{labelled}",
+    said = say(
+        "{count} of {predictions} changed ({share}; 95 % interval {low} to {high}); mean KL divergence {divergence} "
+        "nats.",
+        count=len(found.flips),
+        predictions=plural(found.images, "{n} prediction", "{n} predictions"),
+        share=percent(found.churn),
+        low=percent(low),
+        high=percent(high),
+        divergence=small(found.kl_mean),
     )
+    if found.negative_flips is not None:
+        said = say(
+            "{changed} Of the {images}, {worse} went from right to wrong and {better} from wrong to right.",
+            changed=said,
+            images=plural(found.labelled, "{n} labelled image", "{n} labelled images"),
+            worse=found.negative_flips,
+            better=found.positive_flips,
+        )
+    yield "critical" if found.churn >= CHURN else "warning", None, said
 
 
 def flips_though_alike(measures: Measures) -> Iterator[Draft]:
@@ -274,8 +381,11 @@ def flips_though_alike(measures: Measures) -> Iterator[Draft]:
     yield (
         "warning",
         None,
-        f"{number_of(len(found.flips), 'prediction')} changed although the representations agree at every call "
-        f"(debiased CKA at least {min(known):.3f}).",
+        say(
+            "{predictions} changed although the representations agree at every call (debiased CKA at least {cka}).",
+            predictions=plural(len(found.flips), "{n} prediction", "{n} predictions"),
+            cka=f"{min(known):.3f}",
+        ),
     )
 
 
@@ -290,9 +400,15 @@ def where_flips_begin(measures: Measures) -> Iterator[Draft]:
         yield (
             "info",
             key,
-            f"Of {number_of(len(found.flips), 'image')} whose prediction changed {number} "
-            f"{'leaves' if number == 1 else 'leave'} the others first at {key}: there they moved further beyond the "
-            "usual than 95 % of the images whose prediction stayed do anywhere.",
+            plural(
+                number,
+                "Of {images} whose prediction changed {n} leaves the others first at {call}: there they moved further "
+                "beyond the usual than 95 % of the images whose prediction stayed do anywhere.",
+                "Of {images} whose prediction changed {n} leave the others first at {call}: there they moved further "
+                "beyond the usual than 95 % of the images whose prediction stayed do anywhere.",
+                images=plural(len(found.flips), "{n} image", "{n} images"),
+                call=key,
+            ),
         )
 
 
@@ -300,8 +416,7 @@ def silent_units_appeared(measures: Measures) -> Iterator[Draft]:
     """Units that died or became constant."""
     if measures.activations != "exact" or measures.other_network:
         return  # other images wake other units
-    kinds = {"never rise above 0": _dead, "give the same value everywhere": _constant}
-    for what, count in kinds.items():
+    for what, count in ((say("never rise above 0"), _dead), (say("give the same value everywhere"), _constant)):
         grown = [
             pair
             for pair in measures.calls
@@ -317,8 +432,17 @@ def silent_units_appeared(measures: Measures) -> Iterator[Draft]:
         yield (
             "warning" if after - before > MANY_UNITS * most.call.channels else "notice",
             most.key,
-            f"In {number_of(len(grown), 'call')} more units {what} on the {measures.images} images than in the "
-            f"reference, most in {most.key}: {after} of {most.call.channels} instead of {before}.",
+            say(
+                "In {calls} more units {fail} on the {images} images than in the reference, most in {call}: {after} of "
+                "{total} instead of {before}.",
+                calls=plural(len(grown), "{n} call", "{n} calls"),
+                fail=what,
+                images=measures.images,
+                call=most.key,
+                after=after,
+                total=most.call.channels,
+                before=before,
+            ),
         )
 
 
@@ -334,16 +458,22 @@ def maps_moved(measures: Measures) -> Iterator[Draft]:
         return
     nulls = [null for null in (found.null_other_image, found.null_gaussian) if null is not None]
     unrelated = bool(nulls) and pearson < max(nulls) + 0.1
-    other, gaussian = found.null_other_image, found.null_gaussian
-    beside = "" if other is None else f"maps of different images of the reference reach {other:.2f}, "
-    beside += "no null was computed" if gaussian is None else f"a centred Gaussian {gaussian:.2f}"
-    empty = f"; {number_of(found.empty, 'map')} became empty" if found.empty else ""
+    beside = [_chance(found)]
+    if found.empty:
+        beside.append(plural(found.empty, "{n} map became empty", "{n} maps became empty"))
     yield (
         "warning" if unrelated else "notice",
         last.key,
-        f"{method} at {last.key}, the last call with maps, {'no longer agrees' if unrelated else 'has moved'}: "
-        f"mean Pearson correlation {pearson:.2f} over {number_of(found.images, 'map')} of the same classes; "
-        f"{beside}{empty}.",
+        say(
+            "{method} at {call}, the last call with maps, {moved}: mean Pearson correlation {correlation} over {maps} "
+            "of the same classes; {beside}.",
+            method=method,
+            call=last.key,
+            moved=say("no longer agrees") if unrelated else say("has moved"),
+            correlation=f"{pearson:.2f}",
+            maps=plural(found.images, "{n} map", "{n} maps"),
+            beside=listed(beside, "; "),
+        ),
     )
 
 
@@ -356,8 +486,12 @@ def first_difference(measures: Measures) -> Iterator[Draft]:
     yield (
         "info",
         key,
-        f"Outputs differ from {key} on: relative change {small(pair.divergence)}, where rounding explains "
-        f"{small(pair.threshold)}.",
+        say(
+            "Outputs differ from {call} on: relative change {change}, where rounding explains {rounding}.",
+            call=key,
+            change=small(pair.divergence),
+            rounding=small(pair.threshold),
+        ),
     )
 
 
@@ -370,12 +504,17 @@ def least_similar(measures: Measures) -> Iterator[Draft]:
     if lowest.cka is None or lowest.cka > 1 - 1e-9:
         return
     similarity = f"{lowest.cka:.3f}" if lowest.cka < 0.999 else f"1 - {small(1 - lowest.cka)}"
-    chance = "" if lowest.cka_p95 is None else f" (chance reaches {lowest.cka_p95:.2f})"
+    if lowest.cka_p95 is not None:
+        similarity = say("{cka} (chance reaches {chance})", cka=similarity, chance=f"{lowest.cka_p95:.2f}")
     yield (
         "info",
         lowest.key,
-        f"Representations are least alike at {lowest.key}: debiased CKA {similarity}{chance}. "
-        "Low similarity shows where a change has its effect, not where it was made.",
+        say(
+            "Representations are least alike at {call}: debiased CKA {cka}. Low similarity shows where a change has "
+            "its effect, not where it was made.",
+            call=lowest.key,
+            cka=similarity,
+        ),
     )
 
 
@@ -384,20 +523,34 @@ def architecture_differs(measures: Measures) -> Iterator[Draft]:
     if measures.same_architecture:
         return
     paired = [pair for pair in measures.calls if pair.presence == "paired"]
-    groups = {
-        "only in the reference": [pair for pair in measures.calls if pair.presence == "removed"],
-        "only in this run": [pair for pair in measures.calls if pair.presence == "added"],
-        "of another type": [p for p in paired if p.reference and p.other and p.reference.type != p.other.type],
-        "with other shapes": [p for p in paired if p.weights == "reshaped"],
-    }
-    parts = [f"{number_of(len(p), 'call')} {what} (first: {p[0].key})" for what, p in groups.items() if p]
-    yield "warning", None, f"The architectures differ: {'; '.join(parts) or 'numbers of parameters'}."
+    groups = (
+        (say("only in the reference"), [pair for pair in measures.calls if pair.presence == "removed"]),
+        (say("only in this run"), [pair for pair in measures.calls if pair.presence == "added"]),
+        (
+            say("of another type"),
+            [pair for pair in paired if pair.reference and pair.other and pair.reference.type != pair.other.type],
+        ),
+        (say("with other shapes"), [pair for pair in paired if pair.weights == "reshaped"]),
+    )
+    parts = [
+        say(
+            "{calls} {which} (first: {call})",
+            calls=plural(len(pairs), "{n} call", "{n} calls"),
+            which=which,
+            call=pairs[0].key,
+        )
+        for which, pairs in groups
+        if pairs
+    ]
+    differences = listed(parts or [say("numbers of parameters")], "; ")
+    yield "warning", None, say("The architectures differ: {differences}.", differences=differences)
 
 
 def few_common_images(measures: Measures) -> Iterator[Draft]:
     """Too few common images for similarities."""
     if measures.activations != "no" and measures.images < FEW_IMAGES:
-        yield "warning", None, f"{few(measures.images)} both runs have no more in common."
+        worth = few(measures.images)
+        yield "warning", None, say("{worth}; both runs have no more in common.", worth=worth)
 
 
 def probe_mismatch(measures: Measures) -> Iterator[Draft]:
@@ -405,14 +558,14 @@ def probe_mismatch(measures: Measures) -> Iterator[Draft]:
     if measures.activations == "exact" or measures.images_reason is None:
         return
     severity = "notice" if measures.activations == "subset" else "warning"
-    yield severity, None, f"{measures.images_reason[0].upper()}{measures.images_reason[1:]}."
+    yield severity, None, say("The runs did not see the same images: {reason}.", reason=measures.images_reason)
 
 
 def not_compared(measures: Measures) -> Iterator[Draft]:
     """What else could not be compared, and why."""
     for reason in measures.reasons:
         if reason != measures.images_reason:
-            yield "notice", None, f"{reason[0].upper()}{reason[1:]}."
+            yield "notice", None, say("Not everything could be compared ({reason}).", reason=reason)
 
 
 RULES: tuple[Callable[[Measures], Iterator[Draft]], ...] = (
@@ -450,25 +603,53 @@ def _head(measures: Measures) -> CallPair | None:
     return next((pair for pair in reversed(measures.calls) if pair.tensors and pair.call.kind != "container"), None)
 
 
-def _filters_changed(pair: CallPair) -> str:
-    """How many filters changed, where not all did."""
-    for tensor in changed_tensors(pair.tensors):
-        if tensor.other is not None and 0 < len(tensor.changed_filters) < tensor.other.filters:
-            return f" ({len(tensor.changed_filters)} of {tensor.other.filters} filters of {tensor.name})"
-    return ""
+def _common_images(number: int) -> Message:
+    return plural(number, "{n} common image", "{n} common images")
 
 
-def _tensors_of(pair: CallPair) -> str:
-    most = max(changed_tensors(pair.tensors), key=lambda tensor: tensor.change or 0.0)
-    return f"{most.local_name} tensors of {pair.call.kind} calls"
+def _filters_changed(pair: CallPair) -> list[Message]:
+    """How many filters changed, of the first tensor of which not all did."""
+    return [
+        say(
+            "({count} of {total} filters of {tensor})",
+            count=len(tensor.changed_filters),
+            total=tensor.other.filters,
+            tensor=tensor.name,
+        )
+        for tensor in changed_tensors(pair.tensors)
+        if tensor.other is not None and 0 < len(tensor.changed_filters) < tensor.other.filters
+    ][:1]
 
 
-def _environment(measures: Measures) -> str:
+def _cause(measures: Measures) -> Message:
     """What the manifests say of the environment, where it differs."""
     first, second = measures.reference.manifest, measures.other.manifest
-    known = {"device": (first.device, second.device)}
-    known |= {name: (version, second.libraries.get(name, "none")) for name, version in first.libraries.items()}
-    return "".join(f"; {name}: {before} and {after}" for name, (before, after) in known.items() if before != after)
+    known: list[tuple[str, str, str]] = [(say("device"), first.device, second.device)]
+    known += [(name, version, second.libraries.get(name, say("none"))) for name, version in first.libraries.items()]
+    differences = [
+        say("{what}: {before} and {after}", what=what, before=before, after=after)
+        for what, before, after in known
+        if before != after
+    ]
+    if not differences:
+        return say("Something that no checkpoint holds must differ.")
+    return say("Something that no checkpoint holds must differ; {differences}.", differences=listed(differences, "; "))
+
+
+def _chance(found: MapAgreement) -> Message:
+    """What the controls of a method's maps reach."""
+    other, gaussian = found.null_other_image, found.null_gaussian
+    if other is None and gaussian is None:
+        return say("no null was computed")
+    if other is None:
+        return say("a centred Gaussian reaches {gaussian}", gaussian=f"{gaussian:.2f}")
+    if gaussian is None:
+        return say("maps of different images of the reference reach {other}", other=f"{other:.2f}")
+    return say(
+        "maps of different images of the reference reach {other}, a centred Gaussian {gaussian}",
+        other=f"{other:.2f}",
+        gaussian=f"{gaussian:.2f}",
+    )
 
 
 def _with_pearson(pair: CallPair) -> list[tuple[str, MapAgreement, float]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-Draft = tuple[str, str | None, str]  # severity, key of the call or None, sentence
+from interpret.language import Message, plural, say
+
+Draft = tuple[str, str | None, Message]  # severity, key of the call or None, sentence
 FEW_IMAGES = 16
 MANY_UNITS = 0.05
 SHOWN = 3  # layers that one rule names before it sums up the rest
-
-
-def number_of(number: int, noun: str) -> str:
-    """A number and its noun.
-
-    >>> number_of(1, "call"), number_of(2, "call")
-    ('1 call', '2 calls')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+KINDS = {
+    "convolution": say("convolution"),
+    "linear": say("linear"),
+    "normalization": say("normalization"),
+    "activation": say("activation"),
+    "pooling": say("pooling"),
+    "attention": say("attention"),
+    "container": say("container"),
+    "other": say("other"),
+}
 
 
 def percent(share: float) -> str:
@@ -24,17 +27,18 @@ def percent(share: float) -> str:
     ('0.57 %', '142 %', '40-fold')
     """
     if share >= 10:
-        return f"{share:.0f}-fold"
+        return say("{factor}-fold", factor=f"{share:.0f}")
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
 
 
 def small(value: float | None) -> str:
     """Two digits that count, whatever the size: 0.5, 1.2e-07."""
-    return "unknown" if value is None else f"{value:.2g}"
+    return say("unknown") if value is None else f"{value:.2g}"
 
 
-def few(images: int) -> str:
-    """What similarities of so few images are worth; the sentence goes on behind it."""
+def few(images: int) -> Message:
+    """What similarities of so few images are worth."""
     if images < 4:
-        return f"Similarities were not computed for {number_of(images, 'image')}, they need at least 4;"
-    return f"{images} images give rough similarities;"
+        counted = plural(images, "{n} image", "{n} images")
+        return say("Similarities were not computed for {images}, they need at least 4", images=counted)
+    return say("{count} images give rough similarities", count=images)

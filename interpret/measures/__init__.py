@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from interpret.evidence import Call, Evidence
 from interpret.functional.matching import Matching
+from interpret.language import Message
 from interpret.measures.alignment import align, common_images
 from interpret.measures.kernels import match_kernels
 from interpret.measures.maps import MapAgreement, compare_maps
@@ -133,8 +134,8 @@ class Measures:
     maps: str
     predicted: str
     predictions: Predictions | None
-    images_reason: str | None
-    reasons: tuple[str, ...]
+    images_reason: Message | None
+    reasons: tuple[Message, ...]
 
     @property
     def images(self) -> int:

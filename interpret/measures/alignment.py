@@ -10,6 +10,7 @@ import numpy as np
 
 from interpret.evidence import Call, Evidence
 from interpret.functional import similarity
+from interpret.language import Message, say
 from interpret.measures.runs import Array, Run
 
 NAMES_AGREE = 0.75  # share of the weights that must have the same shape under the same name
@@ -31,7 +32,7 @@ class CommonImages:
     how: str
     here: Array
     there: Array
-    reason: str | None = None
+    reason: Message | None = None
 
 
 def align(reference: Run, other: Run, common: CommonImages) -> Aligned:
@@ -113,15 +114,19 @@ def common_images(reference: Run, other: Run) -> CommonImages:
     if found == reference.count == other.count:
         return CommonImages("exact", *same)
     if found >= similarity.MINIMUM_IMAGES or (found > 1 and found >= len(pictures[0])):
-        reason = (
-            f"only {found} images are common to both runs ({reference.count} and {other.count}); "
-            "channel means, which cover all images of a run, are not compared"
+        reason = say(
+            "only {count} images are common to both runs ({reference} and {other}); channel means, which cover all "
+            "images of a run, are not compared",
+            count=found,
+            reference=reference.count,
+            other=other.count,
         )
         return CommonImages("subset", *same, reason)
     if len(pictures[0]) > 1:
-        reason = f"{len(pictures[0])} pictures are common, but each run prepared them in its own way"
+        count = len(pictures[0])
+        reason = say("{count} pictures are common, but each run prepared them in its own way", count=count)
         return CommonImages("own-preprocessing", *pictures, reason)
-    reason = "activations and predictions need at least two images that both runs saw"
+    reason = say("activations and predictions need at least two images that both runs saw")
     return CommonImages("no", *matches([], []), reason)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interpret.functional import agreement
+from interpret.language import Message, say
 from interpret.measures.alignment import Aligned, matches
 from interpret.measures.runs import Array, Run, finite_or_none
 
@@ -37,17 +38,17 @@ class MapAgreement:
 
 def compare_maps(
     reference: Run, other: Run, aligned: Aligned
-) -> tuple[dict[int, dict[str, MapAgreement]], str, str | None]:
+) -> tuple[dict[int, dict[str, MapAgreement]], str, Message | None]:
     """The agreement of every method's maps by row in `aligned`, how the explained classes agree, and why not."""
     candidates = _candidates(reference, other, aligned)
     if not candidates:
-        return {}, "no", "maps: no call has maps of the same method in both runs"
+        return {}, "no", say("maps: no call has maps of the same method in both runs")
     how, places = _same_targets(reference, other)
     reason = None
     found: dict[_Candidate, MapAgreement] = {}
     if how == "no":
-        why = "no displayed image is explained for the same class in both runs"
-        reason = f"maps: {why}; audit with the targets of the reference"
+        why = say("no displayed image is explained for the same class in both runs")
+        reason = say("maps: {why}; audit with the targets of the reference", why=why)
         found = {candidate: MapAgreement(reason=why) for candidate in candidates}
     else:
         stacks: dict[tuple[int, ...], list[tuple[_Candidate, Array, Array]]] = defaultdict(list)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interpret.functional import agreement, similarity
+from interpret.language import Message, say
 from interpret.measures.alignment import Aligned, CommonImages
 from interpret.measures.representations import Representations
 from interpret.measures.runs import Array, Run
@@ -70,7 +71,7 @@ class Predictions:
 
 def compare_predictions(
     reference: Run, other: Run, common: CommonImages, aligned: Aligned, representations: Representations
-) -> tuple[Predictions | None, str | None]:
+) -> tuple[Predictions | None, Message | None]:
     """How the predictions of the common images compare, or why they do not."""
     if common.how == "no":
         return None, None  # that images are missing is said already
@@ -82,23 +83,23 @@ def compare_predictions(
         if not broken:
             leaves = _leaves_at(first.argmax(1) != second.argmax(1), common, aligned, representations)
             return _compare_logits(reference, other, common, first, second, leaves), None
-        why = f"the outputs of {broken} of {len(first)} images are not finite"
-    return None, f"predictions: {why}"
+        why = say("the outputs of {count} of {total} images are not finite", count=broken, total=len(first))
+    return None, say("predictions: {why}", why=why)
 
 
-def _not_comparable(reference: Run, other: Run) -> str | None:
-    for name, run in (("the reference", reference), ("the other run", other)):
+def _not_comparable(reference: Run, other: Run) -> Message | None:
+    for name, run in ((say("the reference"), reference), (say("the other run"), other)):
         if not run.evidence.has("predictions", "logits"):
-            return f"they were not recorded in {name}"
+            return say("they were not recorded in {run}", run=name)
         shape = run.array("predictions", "logits").shape
         if len(shape) != 2:
-            return f"the output of {name} is no vector of classes: shape {shape}"
+            return say("the output of {run} is no vector of classes: shape {shape}", run=name, shape=str(shape))
     classes = [run.array("predictions", "logits").shape[1] for run in (reference, other)]
     if classes[0] != classes[1]:
-        return f"the reference has {classes[0]} classes, the other run {classes[1]}"
+        return say("the reference has {classes} classes, the other run {others}", classes=classes[0], others=classes[1])
     names = [run.evidence.manifest.model["class_names"] for run in (reference, other)]
     if None not in names and list(names[0]) != list(names[1]):
-        return "the class names differ"
+        return say("the class names differ")
     return None
 
 

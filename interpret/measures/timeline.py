@@ -17,6 +17,7 @@ from interpret.errors import InterpretError
 from interpret.evidence import Call, Evidence, TensorRecord
 from interpret.functional import similarity
 from interpret.functional.statistics import SKETCH_BUCKETS, histogram_edges
+from interpret.language import Message, listed, say
 from interpret.measures.runs import CHUNK_ENTRIES, Array, Run, finite_or_none
 from interpret.measures.weights import COUNTERS
 
@@ -112,7 +113,7 @@ class Timeline:
     settled_outputs: Array
     statistics: Mapping[str, Array]
     tensors: tuple[TensorTimeline, ...]
-    reasons: tuple[str, ...]
+    reasons: tuple[Message, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The timeline in comparison.json: strict JSON, lists over the T steps; histograms stay in weights.npz.
@@ -163,7 +164,7 @@ class Timeline:
 
 def timeline_of(
     runs: Mapping[str, Run], origins: Mapping[str, Mapping[str, Any]]
-) -> tuple[Timeline | None, str | None]:
+) -> tuple[Timeline | None, Message | None]:
     """The timeline of runs that are checkpoints of one training, or None and why there is none.
 
     Args:
@@ -176,7 +177,9 @@ def timeline_of(
     given = {label: _step(label, origins.get(label, {}).get("step")) for label in runs}
     steps = [step for step in given.values() if step is not None]
     if len(steps) < len(given):
-        return None, f"no step is known of {', '.join(repr(label) for label, step in given.items() if step is None)}"
+        return None, say(
+            "no step is known of {runs}", runs=listed(repr(label) for label, step in given.items() if step is None)
+        )
     order = sorted(range(len(steps)), key=steps.__getitem__)
     matched, reason = _matched(runs)
     reason = _unfit(list(runs), steps, order) or reason
@@ -231,17 +234,26 @@ def _step(label: str, step: Any) -> int | None:
         raise InterpretError(f"the step of run {label!r} is {step!r}; give a whole number, or None") from None
 
 
-def _unfit(labels: Sequence[str], steps: Sequence[int], order: Sequence[int]) -> str | None:
+def _unfit(labels: Sequence[str], steps: Sequence[int], order: Sequence[int]) -> Message | None:
     """Why runs with these steps make no timeline."""
     if len(labels) < MINIMUM_RUNS:
-        return f"a timeline takes at least {MINIMUM_RUNS} checkpoints of one training, not {len(labels)}"
+        return say(
+            "a timeline takes at least {minimum} checkpoints of one training, not {count}",
+            minimum=MINIMUM_RUNS,
+            count=len(labels),
+        )
     for one, other in pairwise(order):
         if steps[one] == steps[other]:
-            return f"runs {labels[one]!r} and {labels[other]!r} both have step {steps[one]}; leave one of them out"
+            return say(
+                "runs {first} and {second} both have step {step}; leave one of them out",
+                first=repr(labels[one]),
+                second=repr(labels[other]),
+                step=steps[one],
+            )
     return None
 
 
-def _matched(runs: Mapping[str, Run]) -> tuple[list[_Checkpoint], str | None]:
+def _matched(runs: Mapping[str, Run]) -> tuple[list[_Checkpoint], Message | None]:
     """The runs with their calls and tensors matched, or why they are no checkpoints of one network."""
     label, first = next(iter(runs.items()))
     checkpoints: list[_Checkpoint] = []
@@ -249,11 +261,20 @@ def _matched(runs: Mapping[str, Run]) -> tuple[list[_Checkpoint], str | None]:
     for other, run in runs.items():
         calls = _counterparts(first.evidence, run.evidence)
         if calls is None:
-            return [], f"run {other!r} has another architecture than run {label!r}; a timeline takes one network"
+            return [], say(
+                "run {run} has another architecture than run {first}; a timeline takes one network",
+                run=repr(other),
+                first=repr(label),
+            )
         tensors = _tensors_by_place(first.calls, calls, run.evidence)
         for place, tensor in tensors.items():
             if tensor.shape != shapes.setdefault(place, tensor.shape):
-                return [], f"tensor {tensor.name!r} has shape {tensor.shape} in run {other!r}, and another one before"
+                return [], say(
+                    "tensor {tensor} has shape {shape} in run {run}, and another one before",
+                    tensor=repr(tensor.name),
+                    shape=str(tensor.shape),
+                    run=repr(other),
+                )
         checkpoints.append(_Checkpoint(other, run, calls, tensors))
     return checkpoints, None
 
@@ -295,15 +316,21 @@ def _common_images(checkpoints: Sequence[_Checkpoint]) -> list[Array]:
     return [np.array([of_run.index(digest) for digest in order], np.intp) for of_run in digests]
 
 
-def _reasons(checkpoints: Sequence[_Checkpoint], images: int) -> tuple[str, ...]:
+def _reasons(checkpoints: Sequence[_Checkpoint], images: int) -> tuple[Message, ...]:
     """Why numbers of a timeline are missing."""
     reasons = []
-    for what, kind, key in (("weights", "weights", "sketch"), ("Gram matrices", "layers", "gram")):
+    for what, kind, key in ((say("weights"), "weights", "sketch"), (say("Gram matrices"), "layers", "gram")):
         without = [one.label for one in checkpoints if not one.run.evidence.has(kind, key)]
         if without:
-            reasons.append(f"{what} were not recorded in {', '.join(map(repr, without))}")
+            reasons.append(say("{what} were not recorded in {runs}", what=what, runs=listed(map(repr, without))))
     if images < similarity.MINIMUM_IMAGES:
-        reasons.append(f"CKA takes at least {similarity.MINIMUM_IMAGES} images that all runs saw, not {images}")
+        reasons.append(
+            say(
+                "CKA takes at least {minimum} images that all runs saw, not {count}",
+                minimum=similarity.MINIMUM_IMAGES,
+                count=images,
+            )
+        )
     return tuple(reasons)
 
 

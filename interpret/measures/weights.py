@@ -10,6 +10,7 @@ import numpy as np
 
 from interpret.evidence import Evidence, TensorRecord
 from interpret.functional import similarity
+from interpret.language import Message, say
 from interpret.measures.alignment import Aligned
 from interpret.measures.runs import Run, finite_or_none
 
@@ -54,12 +55,14 @@ class TensorPair:
 
 def compare_weights(
     reference: Run, other: Run, aligned: Aligned
-) -> tuple[list[tuple[TensorPair, ...]], tuple[TensorPair, ...], str | None]:
+) -> tuple[list[tuple[TensorPair, ...]], tuple[TensorPair, ...], Message | None]:
     """The tensors of every aligned call, those that belong to no call, and why there are none of either."""
-    runs = {"the reference": reference, "the other run": other}
-    missing = [name for name, run in runs.items() if not run.evidence.has("weights", "sketch")]
+    missing = [run for run in (reference, other) if not run.evidence.has("weights", "sketch")]
     if missing:
-        return [()] * len(aligned), (), f"weights were not recorded in {' and '.join(missing)}"
+        where = say("the reference") if missing[0] is reference else say("the other run")
+        if len(missing) > 1:
+            where = say("the reference and the other run")
+        return [()] * len(aligned), (), say("weights were not recorded in {runs}", runs=where)
     first, second = _tensors_by_call(reference.evidence), _tensors_by_call(other.evidence)
     matched = [_matched(first.get(a.key, {}) if a else {}, second.get(b.key, {}) if b else {}) for a, b, _ in aligned]
     *rows, unused = _tensor_pairs(reference, other, [*matched, _matched(first.get(None, {}), second.get(None, {}))])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from interpret.language import say
 from interpret.sections import (
     alignment,
     appendix,
@@ -45,16 +46,17 @@ class Section:
 
 
 SECTIONS: tuple[Section, ...] = (
-    Section("verdict", "Verdict", "sections/verdict.html.jinja", verdict.build),
-    Section("identity", "Identity and provenance", "sections/identity.html.jinja", identity.build),
-    Section("architecture", "Architecture", "sections/architecture.html.jinja", architecture.build),
-    Section("overview", "Layer overview", "sections/overview.html.jinja", overview.build),
-    Section("alignment", "Alignment", "sections/alignment.html.jinja", alignment.build, optional=True),
-    Section("timeline", "Timeline", "sections/timeline.html.jinja", timeline.build, optional=True),
-    Section("chapters", "Layers that matter", "sections/chapters.html.jinja", chapters.build),
-    Section("predictions", "Predictions and maps", "sections/predictions.html.jinja", predictions.build),
-    Section("explanations", "Explanations", "sections/explanations.html.jinja", explanations.build),
-    Section("method", "Method and limits", "sections/method.html.jinja", method.build),
-    Section("appendix", "Appendix", "sections/appendix.html.jinja", appendix.build),
+    Section("verdict", say("Verdict"), "sections/verdict.html.jinja", verdict.build),
+    Section("identity", say("Identity and provenance"), "sections/identity.html.jinja", identity.build),
+    Section("architecture", say("Architecture"), "sections/architecture.html.jinja", architecture.build),
+    Section("overview", say("Layer overview"), "sections/overview.html.jinja", overview.build),
+    Section("alignment", say("Alignment"), "sections/alignment.html.jinja", alignment.build, optional=True),
+    Section("timeline", say("Timeline"), "sections/timeline.html.jinja", timeline.build, optional=True),
+    Section("chapters", say("Layers that matter"), "sections/chapters.html.jinja", chapters.build),
+    Section("predictions", say("Predictions and maps"), "sections/predictions.html.jinja", predictions.build),
+    Section("explanations", say("Explanations"), "sections/explanations.html.jinja", explanations.build),
+    Section("method", say("Method and limits"), "sections/method.html.jinja", method.build),
+    Section("appendix", say("Appendix"), "sections/appendix.html.jinja", appendix.build),
 )
 COMPACT = ("verdict", "identity", "overview", "predictions")  # the sections of the small file beside a run
+BRIEF = ("verdict", "identity", "overview")  # the sections of the brief form

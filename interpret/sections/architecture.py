@@ -1,16 +1,17 @@
-"""Every call with its shape and cost, and how the runs differ in them."""
+"""The flow between the calls, every call with its shape and cost, and how the runs differ in them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from interpret import charts
-from interpret.sections.subject import Layer, Run, Subject
+from interpret.sections import module_graph, side_by_side
+from interpret.sections.subject import Subject
 from interpret.sections.wording import count, flat, quantity, shape
 
 
 def build(subject: Subject) -> dict[str, Any]:
-    """Rows of calls with bars of their cost, the calls that differ, and counts by type."""
+    """The graph, calls beside each other where runs differ in them, rows of calls with bars, and counts by type."""
     largest = max((layer.call.parameters for layer in subject.layers), default=0) or 1
     busiest = max((layer.call.multiply_adds for layer in subject.layers if layer.kind != "container"), default=0) or 1
     rows = []
@@ -28,7 +29,7 @@ def build(subject: Subject) -> dict[str, Any]:
                 "multiply_adds_bar": charts.share_bar(call.multiply_adds / busiest)
                 if call.multiply_adds and layer.kind != "container"
                 else None,
-                "differences": _differences(subject, layer),
+                "differs": side_by_side.differs(subject, layer),
             }
         )
     kinds: dict[str, list[int]] = {}
@@ -38,8 +39,10 @@ def build(subject: Subject) -> dict[str, Any]:
         entry[1] += call.parameters
     types = sorted(kinds.items(), key=lambda item: (-item[1][0], item[0]))
     return {
+        "graph": module_graph.graph(subject),
+        "tables": side_by_side.tables(subject),
         "rows": rows,
-        "changed": [row for row in rows if row["differences"]],
+        "changed": [row for row in rows if row["differs"]],
         "compared": subject.comparison is not None,
         "runs": subject.runs,
         "types": [(name, count(calls), quantity(parameters)) for name, (calls, parameters) in types],
@@ -49,20 +52,3 @@ def build(subject: Subject) -> dict[str, Any]:
             if subject.evidence[run.label].manifest.unused
         ],
     }
-
-
-def _differences(subject: Subject, layer: Layer) -> list[tuple[Run, str]]:
-    """How a layer's counterparts differ from it in name, type or shape; empty where they do not."""
-    found = []
-    for run in subject.others:
-        numbers, call = layer.numbers.get(run.label, {}), layer.calls.get(run.label)
-        presence = numbers.get("presence")
-        if presence in ("added", "removed"):
-            found.append((run, presence))
-        elif call is not None and call.output_shape != layer.call.output_shape:
-            found.append((run, f"output {shape(call.output_shape[1:])}"))
-        elif numbers.get("weights") == "reshaped":
-            found.append((run, "weights reshaped"))
-        elif call is not None and call.key != layer.key:
-            found.append((run, f"named {call.key}"))
-    return found

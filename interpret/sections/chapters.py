@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from interpret import charts, drawing
-from interpret.evidence import Array, TensorRecord
+from interpret.evidence import Array, Evidence, TensorRecord
+from interpret.functional.statistics import histogram_edges
+from interpret.language import Message, listed, plural, say
 from interpret.sections.figures import jpeg, png, scale
 from interpret.sections.maps import OVERLAY_SIDE, explained_classes, fitted, raw_maps, shared_methods
 from interpret.sections.subject import ROWS_PER_RANKING, Layer, Run, Subject
 from interpret.sections.wording import (
+    KINDS,
     MISSING,
     count,
     dissimilarity,
@@ -26,6 +29,11 @@ from interpret.sections.wording import (
 )
 
 PICTURE_WIDTH = 320  # of a grid of kernels or channels, in pixels
+INTERVALS = 80  # of a histogram of weights
+RUNS_PER_TABLE = 4  # a wide table is split after so many runs, so that it fits the page
+MOST_BESIDE = 3  # runs whose statistics leave room for charts beside them
+NAMED_CHANNELS = 3  # of those that moved most
+PICTURES = {"kernels": say("kernels"), "activations": say("activations"), "maps": say("maps")}
 
 
 def build(subject: Subject) -> dict[str, Any] | None:
@@ -41,24 +49,15 @@ def build(subject: Subject) -> dict[str, Any] | None:
 
 
 def _chapter(subject: Subject, layer: Layer) -> dict[str, Any]:
-    call = layer.call
     reasons = []
     if subject.comparison is not None:
         for run in subject.others:
             if subject.comparison["first_divergence"].get(run.label) == layer.key:
-                reasons.append((run, "first divergence"))
+                reasons.append((run, say("first divergence")))
             ranking = subject.comparison["ranking"].get(run.label, [])
             if layer.key in ranking[:ROWS_PER_RANKING]:
-                reasons.append((run, f"rank {ranking.index(layer.key) + 1} of {len(ranking)}"))
-    facts = [call.type, call.kind, f"output {shape(call.output_shape[1:])}"]
-    if call.parameters:
-        facts.append(f"{quantity(call.parameters)} parameters")
-    if call.multiply_adds:
-        facts.append(f"{quantity(call.multiply_adds)} multiply-adds")
-    if call.receptive_field is not None:
-        facts.append(f"receptive field {shape(call.receptive_field.size)}")
-    if layer.id in subject.stage_ends:
-        facts.append("end of a stage")
+                rank = ranking.index(layer.key) + 1
+                reasons.append((run, say("rank {rank} of {total}", rank=rank, total=len(ranking))))
     pictures = {
         "kernels": _kernels(subject, layer),
         "activations": _activations(subject, layer),
@@ -72,20 +71,49 @@ def _chapter(subject: Subject, layer: Layer) -> dict[str, Any]:
     return {
         "layer": layer,
         "previews": [(run, pages) for run, pages in previews if pages],
-        "facts": facts,
+        "facts": listed(_facts(subject, layer), " · "),
         "reasons": reasons,
-        "statistics": _statistics(subject, layer),
+        "statistics": _statistics_tables(subject, layer),
+        "beside": len(subject.runs) <= MOST_BESIDE,
+        "place": _place(subject, layer),
+        "histogram": _histogram(subject, layer),
+        "moved": _moved(subject, layer),
         "runs": subject.runs,
         **pictures,
-        "absent": [name for name, picture in pictures.items() if picture is None],
+        "absent": listed([PICTURES[name] for name, picture in pictures.items() if picture is None]),
     }
 
 
+def _facts(subject: Subject, layer: Layer) -> list[str]:
+    """What a call is, with its sizes."""
+    call = layer.call
+    facts = [call.type, KINDS.get(call.kind, call.kind), say("output {shape}", shape=shape(call.output_shape[1:]))]
+    if call.parameters:
+        facts.append(say("{parameters} parameters", parameters=quantity(call.parameters)))
+    if call.multiply_adds:
+        facts.append(say("{multiply_adds} multiply-adds", multiply_adds=quantity(call.multiply_adds)))
+    if call.receptive_field is not None:
+        facts.append(say("receptive field {shape}", shape=shape(call.receptive_field.size)))
+    if layer.id in subject.stage_ends:
+        facts.append(say("end of a stage"))
+    return facts
+
+
 _STATISTICS: tuple[tuple[str, str, str], ...] = (
-    ("weight_change", "Weight change", "relative L2"),
-    ("divergence", "Divergence", "Gram and means, relative"),
-    ("noise_floor", "Noise floor", "same weights, run again"),
+    ("weight_change", say("Weight change"), say("relative L2")),
+    ("divergence", say("Divergence"), say("Gram and means, relative")),
+    ("noise_floor", say("Noise floor"), say("same weights, run again")),
 )
+
+
+def _statistics_tables(subject: Subject, layer: Layer) -> list[dict[str, Any]]:
+    """The statistics of all runs, a table for every few of them."""
+    rows = _statistics(subject, layer)
+    starts = range(0, len(subject.runs) if rows else 0, RUNS_PER_TABLE)
+    parts = [slice(start, start + RUNS_PER_TABLE) for start in starts]
+    return [
+        {"runs": subject.runs[part], "rows": [{**row, "texts": row["texts"][part]} for row in rows]} for part in parts
+    ]
 
 
 def _statistics(subject: Subject, layer: Layer) -> list[dict[str, Any]]:
@@ -103,27 +131,33 @@ def _statistics(subject: Subject, layer: Layer) -> list[dict[str, Any]]:
         for field, name, unit in _STATISTICS:
             add(name, unit, [number(entry.get(field)) for entry in entries], judged=False)
         distances = [dissimilarity(entry.get("cka")) for entry in entries]
-        add("1 \N{MINUS SIGN} CKA", "debiased", [scientific(distance) for distance in distances], judged=False)
+        add(
+            say("1 \N{MINUS SIGN} CKA"), say("debiased"), [scientific(distance) for distance in distances], judged=False
+        )
+        ranks = [_rank(subject, label, layer) for label in subject.labels]
+        add(say("Rank by divergence"), say("among calls, largest first"), ranks, judged=False)
     weights = [_kernel_tensor(subject, label, layer) for label in subject.labels]
-    add("Weight norm", "L2", [number(tensor.norm if tensor else None) for tensor in weights])
-    add("Weight range", "", [interval(tensor.minimum, tensor.maximum) if tensor else MISSING for tensor in weights])
+    add(say("Weight norm"), "L2", [number(tensor.norm if tensor else None) for tensor in weights])
+    ranges = [interval(tensor.minimum, tensor.maximum) if tensor else MISSING for tensor in weights]
+    add(say("Weight range"), "", ranges)
     add(
-        "Zero filters",
-        "exactly zero",
-        [f"{count(tensor.zero_filters)} of {count(tensor.filters)}" if tensor else MISSING for tensor in weights],
+        say("Zero filters"),
+        say("exactly zero"),
+        [_share(tensor.zero_filters, tensor.filters) if tensor else MISSING for tensor in weights],
     )
-    add("Distinct values", "per filter, at most", [count(tensor.distinct) if tensor else MISSING for tensor in weights])
+    distinct = [count(tensor.distinct) if tensor else MISSING for tensor in weights]
+    add(say("Distinct values"), say("per filter, at most"), distinct)
     low, high = (_channel_extreme(subject, layer, end) for end in ("minimum", "maximum"))
-    add("Output range", "over all images", [interval(*ends) for ends in zip(low, high, strict=True)])
+    add(say("Output range"), say("over all images"), [interval(*ends) for ends in zip(low, high, strict=True)])
     for field, name, unit in (
-        ("zero_share", "Zeros", "share of outputs"),
-        ("saturated_share", "Saturated", "share of outputs"),
+        ("zero_share", say("Zeros"), say("share of outputs")),
+        ("saturated_share", say("Saturated"), say("share of outputs")),
     ):
         add(name, unit, [percent(value) for value in _layer_values(subject, layer, field)])
     for field, name in (
-        ("dead_units", "Dead units"),
-        ("constant_units", "Constant units"),
-        ("nonfinite", "NaN or infinite"),
+        ("dead_units", say("Dead units")),
+        ("constant_units", say("Constant units")),
+        ("nonfinite", say("NaN or infinite")),
     ):
         add(
             name,
@@ -131,6 +165,157 @@ def _statistics(subject: Subject, layer: Layer) -> list[dict[str, Any]]:
             [MISSING if value is None else count(int(value)) for value in _layer_values(subject, layer, field)],
         )
     return rows
+
+
+def _share(some: int, total: int) -> Message:
+    return say("{count} of {total}", count=count(some), total=count(total))
+
+
+def _rank(subject: Subject, label: str, layer: Layer) -> str:
+    """Where the call stands among all by its divergence in one run."""
+    own = layer.numbers.get(label, {}).get("divergence")
+    known = [entry.numbers.get(label, {}).get("divergence") for entry in subject.layers]
+    values = [value for value in known if value is not None]
+    if not own:
+        return MISSING
+    return _share(1 + sum(value > own for value in values), len(values))
+
+
+def _place(subject: Subject, layer: Layer) -> charts.Chart | None:
+    """The divergence of every call with this one pointed out; None where every call has a chapter, or none diverges."""
+    if subject.detail == "all":
+        return None
+    series = [
+        [entry.numbers.get(run.label, {}).get("divergence") for entry in subject.layers] for run in subject.others
+    ]
+    if not any(value for values in series for value in values):
+        return None
+    return charts.curves(
+        series,
+        say("Divergence of every call in order of execution, logarithmic; {call} is marked", call=layer.key),
+        runs=[run.number for run in subject.others],
+        logarithmic=True,
+        mark=subject.layers.index(layer),
+        width=260,
+        height=100,
+    )
+
+
+def _histogram(subject: Subject, layer: Layer) -> dict[str, Any] | None:
+    """The values of the call's weight (or of its first tensor) in every run, on shared intervals and one axis."""
+    found = [(run, tensor) for run in subject.runs if (tensor := _first_tensor(subject, run.label, layer))]
+    known = [(run, tensor) for run, tensor in found if tensor.minimum is not None and tensor.maximum is not None]
+    if not known:
+        return None
+    low, high = min(tensor.minimum or 0.0 for _, tensor in known), max(tensor.maximum or 0.0 for _, tensor in known)
+    if low == high:
+        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    shares = [histogram_shares(subject.evidence[run.label], tensor, low, high) for run, tensor in known]
+    told = {"tensor": known[0][1].name, "low": number(low), "high": number(high)}
+    chart = charts.histogram_lines(
+        [row.tolist() for row in shares],
+        (low, high),
+        say("Histogram of {tensor}, a line per run, from {low} to {high}", **told),
+        runs=[run.number for run, _ in known],
+    )
+    return {
+        "key": [(run, charts.run_stroke(run.number)) for run, _ in known],
+        "chart": chart,
+        "caption": say(
+            "{tensor}: share of its {values} values in each of {intervals} even intervals, from {low} to {high}, the "
+            "smallest and the largest value of all runs; logarithmic, one axis for all runs. A line that lies on "
+            "another is drawn over it, dashed.",
+            **told,
+            values=count(known[0][1].entries),
+            intervals=INTERVALS,
+        ),
+    }
+
+
+def _first_tensor(subject: Subject, label: str, layer: Layer) -> TensorRecord | None:
+    """The call's tensor with filters, or else its first one; None where the run has no histogram of it."""
+    call, evidence = layer.calls.get(label), subject.evidence[label]
+    if call is None or not evidence.has("weights", "histogram"):
+        return None
+    own = (tensor for tensor in evidence.tensors if tensor.name in call.tensors)
+    return _kernel_tensor(subject, label, layer) or next(own, None)
+
+
+def histogram_shares(evidence: Evidence, tensor: TensorRecord, low: float, high: float) -> Array:
+    """Share of a tensor's values in even intervals from ``low`` to ``high``, shape (INTERVALS,).
+
+    From the counts on fixed bins, a quarter octave wide, as if the values were evenly spread within a bin.
+    """
+    counts = evidence.array("weights", "histogram")[tensor.index].astype(np.float64)
+    below = np.concatenate([[0.0], np.cumsum(counts)]) / max(1.0, float(counts.sum()))
+    places = np.clip(histogram_edges(), tensor.minimum, tensor.maximum)
+    occupied = np.flatnonzero(np.diff(below))
+    first, last = (int(occupied[0]), int(occupied[-1]) + 1) if occupied.size else (0, len(counts))
+    edges = np.linspace(low, high, INTERVALS + 1)
+    # the bins that are empty at both ends are left out: clipped, they would all lie on one point
+    inside = np.interp(edges, places[first : last + 1], below[first : last + 1], left=0.0, right=1.0)
+    inside[edges <= places[first]] = 0.0  # the bin of the smallest value may have no width left
+    return np.asarray(np.diff(inside))
+
+
+def _moved(subject: Subject, layer: Layer) -> dict[str, Any] | None:
+    """How far the mean of each channel moved from the reference's; None where nothing moved or nothing is known."""
+    reference = subject.labels[0]
+    if reference not in layer.calls:
+        return None
+    series, rows = [], []
+    for run in subject.others:
+        shifts = channel_shifts(subject, run, layer)
+        known = shifts[np.isfinite(shifts)]
+        if known.size:
+            order = np.argsort(-np.nan_to_num(shifts, nan=-1.0), kind="stable")[:NAMED_CHANNELS]
+            named = [f"{channel} ({number(float(shifts[channel]))})" for channel in order if shifts[channel] > 0]
+            text = say("most: channel {channels}", channels=", ".join(named)) if named else say("none moved")
+            rows.append((run, charts.run_stroke(run.number), text))
+            series.append(known.tolist())
+    if not any(value > 0 for values in series for value in values):
+        return None
+    return {
+        "runs": rows,
+        "chart": charts.ranked_curves(
+            series,
+            say(
+                "Shift of the mean of each channel of {call}, from the largest to the smallest, a line per run",
+                call=layer.key,
+            ),
+            runs=[run.number for run, _, _ in rows],
+        ),
+        "caption": say(
+            "Shift of each channel's mean over all images, in standard deviations of the channel in {reference}; "
+            "the {channels} channels from the largest shift to the smallest. Channels that are constant there are left "
+            "out.",
+            reference=reference,
+            channels=count(layer.call.channels),
+        ),
+    }
+
+
+def channel_shifts(subject: Subject, run: Run, layer: Layer) -> Array:
+    """|mean' - mean| / standard deviation of each channel of the reference, shape (C,); NaN where it has none.
+
+    Empty where one of the two has no such channels. Channels are compared in their matched order where all were
+    matched, else by their number.
+    """
+    means = []
+    for label in (subject.labels[0], run.label):
+        call, evidence = layer.calls.get(label), subject.evidence[label]
+        if call is None or not evidence.has("layers", "channel_mean"):
+            return np.zeros(0)
+        means.append(evidence.channel("channel_mean", call.key).astype(np.float64))
+    first, second = means
+    if len(first) != len(second):
+        return np.zeros(0)
+    matched = (layer.numbers.get(run.label, {}).get("kernels") or {}).get("order")
+    if matched and len(matched) == len(second):
+        second = second[matched]
+    reference = subject.evidence[subject.labels[0]]
+    deviation = np.sqrt(reference.channel("channel_variance", layer.calls[subject.labels[0]].key).astype(np.float64))
+    return np.asarray(np.abs(second - first) / np.where(deviation > 0, deviation, np.nan))
 
 
 def _layer_values(subject: Subject, layer: Layer, field: str) -> list[float | None]:
@@ -185,29 +370,45 @@ def _kernels(subject: Subject, layer: Layer) -> dict[str, Any] | None:
     for run in subject.runs:
         if run.label in stored:
             picture = drawing.kernel_picture(stored[run.label][1], limit, PICTURE_WIDTH)
-            figures.append(
-                (run, png(picture, f"Kernels of {layer.key} in {run.label}, from {number(-limit)} to {number(limit)}"))
+            alt = say(
+                "Kernels of {call} in {run}, from {low} to {high}",
+                call=layer.key,
+                run=run.label,
+                low=number(-limit),
+                high=number(limit),
             )
+            figures.append((run, png(picture, alt)))
     name, weight = next(iter(stored.values()))
     record = _kernel_tensor(subject, next(iter(stored)), layer)
     whole = record.shape if record else weight.shape
     colours = weight.ndim == 4 and weight.shape[1] == 3
     single = weight.ndim == 4 and weight.shape[1] == 1
-    shown = f"{count(weight.shape[0])} of {count(whole[0])} filters"
+    shown = say("{shown} of {total} filters", shown=count(weight.shape[0]), total=count(whole[0]))
     if weight.ndim > 1 and not single:
-        shown += f", {count(weight.shape[1])} of {count(whole[1])} input channels"
+        shown = say(
+            "{filters}, {shown} of {total} input channels",
+            filters=shown,
+            shown=count(weight.shape[1]),
+            total=count(whole[1]),
+        )
     if colours:
-        how = "the three input channels as red, green and blue about mid-gray"
+        how = say("the three input channels as red, green and blue about mid-gray")
     elif weight.shape[2:] == (1, 1):
-        how = "one row per filter, one column per input channel"
+        how = say("one row per filter, one column per input channel")
     elif single:
-        how = "one tile per filter, row by row"
+        how = say("one tile per filter, row by row")
     else:
-        how = "one row of tiles per filter, one column per input channel"
+        how = say("one row of tiles per filter, one column per input channel")
     return {
         "figures": figures,
         "scale": scale(-limit, limit, _palette(colours)),
-        "caption": f"{name}, shape {shape(whole)}: {shown}; {how}; one scale for all runs, symmetric about 0.",
+        "caption": say(
+            "{tensor}, shape {shape}: {shown}; {how}; one scale for all runs, symmetric about 0.",
+            tensor=name,
+            shape=shape(whole),
+            shown=shown,
+            how=how,
+        ),
         "changes": _kernel_changes(subject, layer, {label: weight for label, (_, weight) in stored.items()}),
         "matched": matched,
         "norms": _norms(subject, layer),
@@ -216,19 +417,27 @@ def _kernels(subject: Subject, layer: Layer) -> dict[str, Any] | None:
 
 def _matched(subject: Subject, layer: Layer, stored: dict[str, tuple[str, Array]]) -> list[tuple[Run, str]]:
     """Bring each run's filters into the order of the reference's that they match; say so for each run."""
-    said = []
+    said: list[tuple[Run, str]] = []
     for run in subject.others:
         found = layer.numbers.get(run.label, {}).get("kernels")
         if not found or run.label not in stored or found["by"] == "index":
             continue
-        cosines = f"mean cosine {number(found['matched'])}, in the order as it is {number(found['by_index'])}"
+        cosines = {name: number(found[name]) for name in ("matched", "by_index", "null")}
         if found["by"] == "cosine":
             name, weight = stored[run.label]
             stored[run.label] = name, weight[found["order"]]
-            said.append((run, f"filters in the order of those they match, one to one: {cosines}"))
+            text = say(
+                "filters in the order of those they match, one to one: mean cosine {matched}, in the order as it is "
+                "{by_index}; chance reaches {null}.",
+                **cosines,
+            )
         else:
-            said.append((run, f"filters without counterparts: the best matching reaches {cosines}"))
-        said[-1] = run, f"{said[-1][1]}; chance reaches {number(found['null'])}"
+            text = say(
+                "filters without counterparts: the best matching reaches mean cosine {matched}, in the order as it is "
+                "{by_index}; chance reaches {null}.",
+                **cosines,
+            )
+        said.append((run, text))
     return said
 
 
@@ -246,7 +455,13 @@ def _kernel_changes(subject: Subject, layer: Layer, stored: Mapping[str, Array])
     limit = max(float(np.abs(change).max()) for _, change in pairs)
     figures = []
     for run, change in pairs:
-        alt = f"Kernels of {layer.key} in {run.label} less those in {reference}, within {number(limit)} of 0"
+        alt = say(
+            "Kernels of {call} in {run} less those in {reference}, within {limit} of 0",
+            call=layer.key,
+            run=run.label,
+            reference=reference,
+            limit=number(limit),
+        )
         figures.append((run, png(drawing.kernel_picture(change, limit, PICTURE_WIDTH), alt)))
     colours = stored[reference].ndim == 4 and stored[reference].shape[1] == 3
     return {"figures": figures, "scale": scale(-limit, limit, _palette(colours))}
@@ -278,19 +493,19 @@ def _norms(subject: Subject, layer: Layer) -> list[tuple[Run, charts.Chart, str]
             norms[label] = subject.evidence[label].filters("filter_norm", tensor)
     finite = [values[np.isfinite(values)] for values in norms.values()]
     top = float(max((values.max(initial=0) for values in finite), default=0))
-    drawn = []
+    drawn: list[tuple[Run, charts.Chart, str]] = []
     for run in subject.runs:
         if run.label in norms:
             values = norms[run.label]
             zero = int((values == 0).sum())
+            filters = count(len(values))
             text = (
-                f"{count(zero)} of {count(len(values))} filters are zero"
+                say("{zero} of {filters} filters are zero", zero=count(zero), filters=filters)
                 if zero
-                else f"{count(len(values))} filters, none zero"
+                else plural(len(values), "{filters} filter, none zero", "{filters} filters, none zero", filters=filters)
             )
-            chart = charts.filter_norms(
-                values.tolist(), top, f"Norm of each filter of {layer.key} in {run.label}: {text}", run=run.number
-            )
+            label = say("Norm of each filter of {call} in {run}: {text}", call=layer.key, run=run.label, text=text)
+            chart = charts.filter_norms(values.tolist(), top, label, run=run.number)
             drawn.append((run, chart, text))
     return drawn
 
@@ -311,20 +526,54 @@ def _activations(subject: Subject, layer: Layer) -> dict[str, Any] | None:
     values = {label: array[:channels] for label, array in values.items()}
     low, high = drawing.value_range(list(values.values()))
     largest = max(float(np.abs(array[np.isfinite(array)]).max(initial=0)) for array in values.values())
-    figures = []
+    tops = drawing.channel_tops(list(values.values()))
+    bottom = -1.0 if low < 0 else 0.0
+    figures, twins = [], []
     for run in subject.runs:
         if run.label in values:
-            picture = drawing.activation_picture(values[run.label], low, high, PICTURE_WIDTH)
-            alt = f"{channels} channels of {layer.key} in {run.label} for one probe image"
+            array = values[run.label]
+            picture = drawing.activation_picture(array, low, high, PICTURE_WIDTH)
+            alt = say(
+                "{channels} channels of {call} in {run} for one probe image",
+                channels=channels,
+                call=layer.key,
+                run=run.label,
+            )
             figures.append((run, png(picture, alt)))
+            scaled = array / tops[: len(array), None, None]
+            twin = drawing.activation_picture(scaled, bottom, 1.0, PICTURE_WIDTH)
+            twins.append((run, png(twin, say("{picture}, each channel on a scale of its own", picture=alt))))
     stored, grid = first.shape[-2:], layer.call.spatial_shape
-    reduced = f", averaged down from {shape(grid)} to {shape(stored)}" if grid and tuple(grid) != stored else ""
-    name = subject.reference.manifest.inputs["names"][shown]
+    told = {
+        "call": layer.key,
+        "image": subject.reference.manifest.inputs["names"][shown],
+        "last": channels - 1,
+        "total": count(layer.call.channels),
+    }
+    caption = say(
+        "Output of {call} for {image}: channels 0 to {last} of {total}; one scale for all runs and channels.", **told
+    )
+    if grid and tuple(grid) != stored:
+        caption = say(
+            "Output of {call} for {image}: channels 0 to {last} of {total}, averaged down from {grid} to {stored}; one "
+            "scale for all runs and channels.",
+            **told,
+            grid=shape(grid),
+            stored=shape(stored),
+        )
+    palette = drawing.DIVERGING if low < 0 else drawing.VIRIDIS
+    ends = (say("\N{MINUS SIGN}channel's top") if low < 0 else "0", "0" if low < 0 else "", say("channel's top"))
     return {
         "figures": figures,
-        "scale": scale(low, high, drawing.DIVERGING if low < 0 else drawing.VIRIDIS, largest),
-        "caption": f"Output for {name}: channels 0 to {channels - 1} of {count(layer.call.channels)}{reduced}; "
-        "one scale for all runs and channels.",
+        "scale": scale(low, high, palette, largest),
+        "caption": caption,
+        "twins": twins,
+        "twin_scale": scale(bottom, 1.0, palette, labels=ends),
+        "twin_caption": say(
+            "The same, each channel on a scale of its own for all runs, up to the {percentile}th percentile of its "
+            "magnitudes: pale channels become visible; colours do not compare from one channel to another.",
+            percentile=f"{drawing.CLIP_PERCENTILE:g}",
+        ),
     }
 
 
@@ -342,20 +591,36 @@ def _maps(subject: Subject, layer: Layer) -> dict[str, Any] | None:
             [drawing.heatmap([one[place] for one in maps], size, shared=True) for place in range(len(images))], axis=1
         )
         sheet = drawing.overlay_sheet(images, heat, OVERLAY_SIDE)
-        alt = f"{method} at {layer.key} over {len(images)} probe images; a row per run: {names}"
+        alt = plural(
+            len(images),
+            "{method} at {call} over {n} probe image; a row per run: {runs}",
+            "{method} at {call} over {n} probe images; a row per run: {runs}",
+            method=method,
+            call=layer.key,
+            runs=names,
+        )
         maxima = [(run, number(float(one.max(initial=0)))) for run, one in zip(runs, maps, strict=True)]
         agreement = [(run, _agreement(layer.numbers.get(run.label, {}), method)) for run in runs[1:]]
         sheets.append({"method": method, "figure": jpeg(sheet, alt), "maxima": maxima, "agreement": agreement})
     same, classes = explained_classes(subject, runs)
-    together = " for all runs together" if len(runs) > 1 else ""
+    told = {"call": layer.key, "shape": shape(maps[0].shape[-2:]), "classes": classes}
     return {
         "runs": runs,
         "sheets": sheets,
         "compared": len(runs) > 1,
-        "scale": scale(0, 1, drawing.VIRIDIS, labels=("0", "", "image's largest")),
+        "scale": scale(0, 1, drawing.VIRIDIS, labels=("0", "", say("image's largest"))),
         "same_classes": same,
-        "caption": f"Maps of {shape(maps[0].shape[-2:])} values, clamped at 0, scaled per image{together}, enlarged "
-        f"bilinearly. Classes explained: {classes}.",
+        "caption": say(
+            "Maps at {call} of {shape} values, clamped at 0, scaled per image for all runs together, enlarged "
+            "bilinearly. Classes explained: {classes}.",
+            **told,
+        )
+        if len(runs) > 1
+        else say(
+            "Maps at {call} of {shape} values, clamped at 0, scaled per image, enlarged bilinearly. Classes explained: "
+            "{classes}.",
+            **told,
+        ),
     }
 
 

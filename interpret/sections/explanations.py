@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from interpret import charts, drawing
 from interpret.evidence import Array, Evidence
+from interpret.language import listed, say
 from interpret.measures.explanations import STATES, map_states
 from interpret.sections import features, trust
 from interpret.sections.figures import Scale, jpeg, scale
+from interpret.sections.maps import last_mapped, shared_methods
 from interpret.sections.subject import Layer, Run, Subject, class_name
 from interpret.sections.wording import count, number, percent, sentence
 
 TILE_SIDE = 112  # of a tile of the contact sheet, in pixels
 COLUMNS = 10  # of a block, with the photo; more methods are split evenly over several blocks
 FROM_ZERO, SIGNED, COLOURED = range(3)
+STATE_NAMES = {  # of a map: in a row of others, and as the head of a column
+    "fine": (say("fine"), say("Fine")),
+    "blank": (say("blank"), say("Blank")),
+    "constant": (say("constant"), say("Constant")),
+    "not finite": (say("not finite"), say("Not finite")),
+    "decided by the constant": (say("decided by the constant"), say("Decided by the constant")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +57,9 @@ def _absent(subject: Subject, parts: dict[str, Any]) -> list[tuple[str, str]]:
     """What was not recorded, with the option that records it."""
     attributed = any(drawing.attribution_methods(evidence) for evidence in subject.evidence.values())
     wanted = (
-        ("attributions of the input", "--methods saliency,integrated-gradients,...", attributed),
-        ("trust in the maps", "--trust", parts["trust"] is not None),
-        ("features of channels", "--features", parts["features"] is not None),
+        (say("attributions of the input"), "--methods saliency,integrated-gradients,...", attributed),
+        (say("trust in the maps"), "--trust", parts["trust"] is not None),
+        (say("features of channels"), "--features", parts["features"] is not None),
     )
     return [(what, option) for what, option, found in wanted if not found]
 
@@ -60,7 +69,8 @@ def _remarks(subject: Subject) -> list[tuple[list[Run], str]]:
     said: dict[str, list[Run]] = {}
     for run in subject.runs:
         settings = subject.evidence[run.label].manifest.settings
-        for text in (*(f"Refused: {text}" for text in _texts(settings, "refused")), *_texts(settings, "notes")):
+        refused = [say("Refused: {text}", text=text) for text in _texts(settings, "refused")]
+        for text in (*refused, *_texts(settings, "notes")):
             said.setdefault(text, []).append(run)
     return [(runs, text) for text, runs in said.items()]
 
@@ -68,7 +78,9 @@ def _remarks(subject: Subject) -> list[tuple[list[Run], str]]:
 def _texts(settings: Mapping[str, Any], name: str) -> list[str]:
     """A sentence per method, which it starts with."""
     said = [(str(method), sentence(str(text))) for method, text in (settings.get(name) or {}).items()]
-    return [text if text.startswith(method) else f"{method}: {text}" for method, text in said]
+    return [
+        text if text.startswith(method) else say("{method}: {text}", method=method, text=text) for method, text in said
+    ]
 
 
 # Contact sheet --------------------------------------------------------------------------------------------------------
@@ -83,21 +95,43 @@ def _sheet(subject: Subject) -> dict[str, Any] | None:
         for image in subject.reference.array("inputs", "images")[list(subject.displayed)]
     ]
     drawn = [_Drawn.of(subject, column, photos) for column in columns]
-    blocks = -(-len(drawn) // (COLUMNS - 1))
-    width = -(-len(drawn) // blocks)
+    places = {column.layer.id: column.layer for column in columns if column.layer}
+    place = next(iter(places.values())) if len(places) == 1 else None
+    if place:  # it is said once, above all columns
+        drawn = [replace(one, under=()) if one.column.layer else one for one in drawn]
+    repeated = _repeated(subject, columns)
+    parts = [drawn]
+    if len(drawn) >= COLUMNS:
+        again = [one for one in drawn if one.column in repeated]
+        parts = [part for part in (again, [one for one in drawn if one not in again]) if part]
     names = [str(subject.reference.manifest.inputs["names"][index]) for index in subject.displayed]
     explained = [[_explained(subject, run, place) for run in subject.runs] for place in range(len(photos))]
     return {
         "blocks": [
-            _block(subject, drawn[start : start + width], width, photos, names, explained)
-            for start in range(0, len(drawn), width)
+            {
+                **_block(subject, some, len(some) + missing, photos, names, explained),
+                "repeated": all(one.column in repeated for one in some),
+            }
+            for part in parts
+            for some, missing in _even(part)
         ],
+        "repeated": listed(column.method for column in repeated),
+        "place": place,
         "scales": _scales(drawn),
         "several": any(_targets(evidence) > 1 for evidence in subject.evidence.values()),
     }
 
 
-@dataclass(frozen=True, slots=True)
+def _repeated(subject: Subject, columns: Sequence[Column]) -> list[Column]:
+    """The columns whose maps of the same images the section on predictions draws too."""
+    if not subject.reference.has("predictions", "logits"):
+        return []
+    layer = last_mapped(subject, subject.runs)
+    methods = shared_methods(subject, layer, subject.runs) if layer else []
+    return [column for column in columns if layer and column.layer is layer and column.method in methods]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Drawn:
     """A column's tiles by image and run (None where the run has no such picture), and the texts under it."""
 
@@ -109,6 +143,14 @@ class _Drawn:
     @classmethod
     def of(cls, subject: Subject, column: Column, photos: Sequence[Array]) -> _Drawn:
         return _drawn_maps(subject, column, column.layer, photos) if column.layer else _drawn(subject, column, photos)
+
+
+def _even(drawn: Sequence[_Drawn]) -> list[tuple[Sequence[_Drawn], int]]:
+    """As few blocks as hold all columns, about equally wide, each with how many columns it lacks of that width."""
+    blocks = -(-len(drawn) // (COLUMNS - 1))
+    width = -(-len(drawn) // blocks)
+    parts = [drawn[start : start + width] for start in range(0, len(drawn), width)]
+    return [(part, width - len(part)) for part in parts]
 
 
 def _map_columns(subject: Subject) -> list[Column]:
@@ -141,7 +183,7 @@ def _drawn_maps(subject: Subject, column: Column, layer: Layer, photos: Sequence
         heat = drawing.heatmap([maps[place] for maps in stored.values()], photo.shape[:2], shared=True)
         overlays = dict(zip(stored, (drawing.overlay_tile(photo, one) for one in heat), strict=True))
         tiles.append([overlays.get(run.label) for run in subject.runs])
-    return _Drawn(column, FROM_ZERO, tiles, [((), f"at {layer.key}")])
+    return _Drawn(column, FROM_ZERO, tiles, [((), say("at {call}", call=layer.key))])
 
 
 def _drawn(subject: Subject, column: Column, photos: Sequence[Array]) -> _Drawn:
@@ -175,16 +217,16 @@ def _drawn(subject: Subject, column: Column, photos: Sequence[Array]) -> _Drawn:
 
 def _under(evidence: Evidence, method: str, values: Array, rows: Sequence[int]) -> list[str]:
     """What is known of the quality of a method's attributions: what is missing, gradients taken, broken values."""
-    texts = []
+    texts: list[str] = []
     if evidence.has("attributions", f"{method}/gap"):
         gaps = np.abs(evidence.array("attributions", f"{method}/gap")[rows, 0])
-        texts.append(f"gap {percent(float(gaps.max()))}")
+        texts.append(say("gap {share}", share=percent(float(gaps.max()))))
     if evidence.has("attributions", f"{method}/steps"):
         steps = evidence.array("attributions", f"{method}/steps")[rows, 0]
         ends = [count(end) for end in sorted({int(steps.min()), int(steps.max())})]
-        texts.append("\N{EN DASH}".join(ends) + " steps")
+        texts.append(say("{steps} steps", steps="\N{EN DASH}".join(ends)))
     if broken := int((~np.isfinite(values)).sum()):
-        texts.append(f"{count(broken)} not finite")
+        texts.append(say("{count} not finite", count=count(broken)))
     return texts
 
 
@@ -206,8 +248,9 @@ def _block(
             found = [one.tiles[place][number_of_run] for one in drawn]
             tiles += [paper if number_of_run else photo, *(paper if tile is None else tile for tile in found)]
             tiles += [paper] * (width - len(drawn))
-        runs = f"; rows: {', '.join(subject.labels)}" if subject.others else ""
-        alt = f"{name} explained by {', '.join(methods)}{runs}"
+        alt = say("{image} explained by {methods}", image=name, methods=", ".join(methods))
+        if subject.others:
+            alt = say("{picture}; rows: {runs}", picture=alt, runs=", ".join(subject.labels))
         figure = jpeg(drawing.tile_sheet(tiles, width + 1), alt)
         rows.append({"name": name, "explained": explained[place], "figure": figure})
     return {
@@ -222,11 +265,12 @@ def _explained(subject: Subject, run: Run, place: int) -> str:
     """The class that a run's maps explain for an image, and what it scores."""
     evidence, row = subject.evidence[run.label], subject.displayed_by(run.label)[place]
     if not evidence.has("maps", "targets"):
-        return "the class predicted"
-    text = class_name(evidence, int(evidence.array("maps", "targets")[row, 0]))
-    if evidence.has("maps", "scores"):
-        text += f", score {number(float(evidence.array('maps', 'scores')[row, 0]))}"
-    return text
+        return say("the class predicted")
+    target = class_name(evidence, int(evidence.array("maps", "targets")[row, 0]))
+    if not evidence.has("maps", "scores"):
+        return target
+    score = number(float(evidence.array("maps", "scores")[row, 0]))
+    return say("{target}, score {score}", target=target, score=score)
 
 
 def _targets(evidence: Evidence) -> int:
@@ -237,12 +281,13 @@ def _scales(drawn: Sequence[_Drawn]) -> list[tuple[str, Scale]]:
     """A colour bar for each kind of column that there is, with what it stands for."""
     kinds, maps = {one.kind for one in drawn}, any(one.column.layer for one in drawn)
     magnitudes = any(one.column.layer is None and one.kind == FROM_ZERO for one in drawn)
-    named = " and ".join(name for name, there in (("maps", maps), ("magnitudes", magnitudes)) if there)
+    named = say("maps and magnitudes") if maps and magnitudes else say("maps") if maps else say("magnitudes")
+    top, bottom = say("top"), say("\N{MINUS SIGN}top")
     grays = np.repeat(np.linspace(0, 255, drawing.LEVELS).round().astype(np.uint8)[:, None], 3, axis=1)
     bars = (
-        (FROM_ZERO, named, drawing.VIRIDIS, ("0", "", "top")),
-        (SIGNED, "signed sums over the channels", drawing.DIVERGING, ("\N{MINUS SIGN}top", "0", "top")),
-        (COLOURED, "red, green and blue, each", grays, ("\N{MINUS SIGN}top", "0", "top")),
+        (FROM_ZERO, named, drawing.VIRIDIS, ("0", "", top)),
+        (SIGNED, say("signed sums over the channels"), drawing.DIVERGING, (bottom, "0", top)),
+        (COLOURED, say("red, green and blue, each"), grays, (bottom, "0", top)),
     )
     return [(text, scale(0, 1, palette, labels=ends)) for kind, text, palette, ends in bars if kind in kinds]
 
@@ -251,7 +296,7 @@ def _scales(drawn: Sequence[_Drawn]) -> list[tuple[str, Scale]]:
 
 
 def _quality(subject: Subject) -> dict[str, Any] | None:
-    """Of every run and method: which maps are fine, as a picture with a column per call, and counts of the others."""
+    """Of the runs and methods that have maps which are not fine: a picture with a column per call, and counts."""
     runs = []
     for run in subject.runs:
         states = map_states(subject.evidence[run.label])
@@ -260,11 +305,13 @@ def _quality(subject: Subject) -> dict[str, Any] | None:
             runs.append((run, [_states_row(method, found, keys) for method, found in states.items()]))
     if not runs:
         return None
-    seen = {state for _, rows in runs for row in rows for state, text in enumerate(row["counts"], 1) if text != "0"}
+    spoiled = [(run, [row for row in rows if row["spoiled"]]) for run, rows in runs]
+    total, broken = (sum(len(rows) for _, rows in some) for some in (runs, spoiled))
     return {
-        "runs": runs,
-        "states": [(charts.state_key(state), name) for state, name in enumerate(STATES)],
-        "all_fine": not seen,
+        "runs": [(run, rows) for run, rows in spoiled if rows],
+        "states": [(charts.state_key(state), *STATE_NAMES[name]) for state, name in enumerate(STATES)],
+        "fine": total - broken,
+        "total": total,
         "calls": count(max(row["columns"] for _, rows in runs for row in rows)),
     }
 
@@ -274,12 +321,18 @@ def _states_row(method: str, found: Any, keys: Sequence[str]) -> dict[str, Any]:
     columns = [found[key].ravel().tolist() if key in found else [None] * images for key in keys]
     flat = [state for column in columns for state in column if state is not None]
     counts = [flat.count(state) for state in range(1, len(STATES))]
-    told = ", ".join(f"{number} {name}" for number, name in zip(counts, STATES[1:], strict=True) if number)
-    label = f"{method}: {told or 'all fine'}, of {len(flat)} maps"
+    told = [
+        say("{count} {state}", count=number, state=STATE_NAMES[name][0])
+        for number, name in zip(counts, STATES[1:], strict=True)
+        if number
+    ]
+    states = listed(told) if told else say("all fine")
+    label = say("{method}: {states}, of {maps} maps", method=method, states=states, maps=len(flat))
     return {
         "method": method,
         "chart": charts.state_grid(list(zip(*columns, strict=True)), label),
         "maps": count(len(flat)),
         "counts": [count(number) for number in counts],
         "columns": len(keys),
+        "spoiled": any(counts),
     }

@@ -8,6 +8,7 @@ import numpy as np
 
 from interpret import drawing
 from interpret.evidence import Array, Evidence
+from interpret.language import Message, say
 from interpret.sections.figures import png, scale
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import count, number, shape
@@ -28,7 +29,7 @@ def build(subject: Subject) -> dict[str, Any] | None:
         "channels": channels,
         "responses": [entry for run in runs for entry in _responses(subject.evidence[run.label], run)],
         "reconstructed": any(entry["limit"] for entry in channels),
-        "scale": scale(-1, 1, drawing.DIVERGING, labels=("\N{MINUS SIGN}top", "0", "top")),
+        "scale": scale(-1, 1, drawing.DIVERGING, labels=(say("\N{MINUS SIGN}top"), "0", say("top"))),
     }
 
 
@@ -48,24 +49,28 @@ def _channel(evidence: Evidence, run: Run, key: str, channel: int) -> dict[str, 
     names, patches, activations = evidence.manifest.inputs["names"], array("patches"), array("activations")
     sheet = drawing.feature_sheet(evidence, key, channel, PATCHES) if len(patches) else None
     reconstructed = np.isfinite(array("reconstructions")[:PATCHES]).any()
-    where = f"{key}, channel {channel}"
+    where = say("{call}, channel {channel}", call=key, channel=channel)
+    shown = say("Patches that excite {where}, and what of them does", where=where)
+    limit = number(sheet.high) if sheet is not None and reconstructed else ""
     return {
         "run": run,
         "key": key,
         "channel": channel,
-        "maximized": png(drawing.Picture(array("maximized")), f"The picture that excites {where}"),
-        "excitation": [
-            ("noise", number(noise)),
-            ("this picture", number(picture)),
-            ("best probe image", number(best)),
-        ],
-        "sheet": png(sheet, f"Patches that excite {where}, and what of them does") if sheet is not None else None,
+        "maximized": png(drawing.Picture(array("maximized")), say("The picture that excites {where}", where=where)),
+        "excitation": _excitation(number(noise), number(picture), number(best), limit),
+        "sheet": png(sheet, shown) if sheet is not None else None,
         "patches": [
             (str(names[int(patch[0])]), number(float(value)))
             for patch, value in zip(patches[:PATCHES], activations, strict=False)
         ],
-        "limit": number(sheet.high) if sheet is not None and reconstructed else "",
+        "limit": limit,
     }
+
+
+def _excitation(noise: str, picture: str, best: str, limit: str) -> Message:
+    values = {"noise": noise, "picture": picture, "best": best}
+    excitation = say("excited by noise {noise}, this picture {picture}, best probe image {best}", **values)
+    return say("{excitation}; top of the scale {limit}", excitation=excitation, limit=limit) if limit else excitation
 
 
 def _responses(evidence: Evidence, run: Run) -> list[dict[str, Any]]:
@@ -78,9 +83,13 @@ def _responses(evidence: Evidence, run: Run) -> list[dict[str, Any]]:
         values = evidence.array("features", name).astype(np.float64)
         low, high = drawing.value_range([values])
         picture = drawing.activation_picture(values, low, high, RESPONSES_WIDTH)
-        text = f"{count(len(values))} kernels of {key}, {shape(values.shape[1:])} each"
-        bar = scale(low, high, drawing.DIVERGING if low < 0 else drawing.VIRIDIS, float(np.abs(values).max(initial=0)))
-        drawn.append(
-            {"run": run, "key": key, "text": text, "figure": png(picture, f"Responses of {text}"), "scale": bar}
+        text = say(
+            "{kernels} kernels of {call}, {shape} each",
+            kernels=count(len(values)),
+            call=key,
+            shape=shape(values.shape[1:]),
         )
+        bar = scale(low, high, drawing.DIVERGING if low < 0 else drawing.VIRIDIS, float(np.abs(values).max(initial=0)))
+        figure = png(picture, say("Responses of {kernels}", kernels=text))
+        drawn.append({"run": run, "key": key, "text": text, "figure": figure, "scale": bar})
     return drawn

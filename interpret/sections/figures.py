@@ -9,6 +9,7 @@ import numpy as np
 
 from interpret import drawing
 from interpret.evidence import Array
+from interpret.language import say
 from interpret.sections.wording import number
 
 
@@ -62,9 +63,9 @@ def scale(
     """A colour bar; ``largest`` is the greatest magnitude that was drawn, where the ends of the scale clip it."""
     ramp = np.repeat(np.linspace(0, drawing.LEVELS - 1, 160).round().astype(np.uint8)[None], 8, axis=0)
     texts = labels or (number(low), number((low + high) / 2 if low >= 0 else 0.0), number(high))
-    bar = png(drawing.Picture(ramp, palette), f"Colour scale from {texts[0]} to {texts[2]}")
+    bar = png(drawing.Picture(ramp, palette), say("Colour scale from {low} to {high}", low=texts[0], high=texts[2]))
     clipped = (
-        f"values beyond the ends are clipped; the largest magnitude is {number(largest)}"
+        say("values beyond the ends are clipped; the largest magnitude is {largest}", largest=number(largest))
         if largest and largest > high * 1.001
         else ""
     )

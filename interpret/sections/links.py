@@ -11,6 +11,9 @@ from urllib.parse import quote, urlsplit
 from interpret import drawing
 from interpret.errors import ReportError
 from interpret.evidence import Call, Evidence
+from interpret.language import say
+
+PREVIEWS = {"kernels": say("kernels"), "activations": say("activations"), "maps": say("maps")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class Links:
     def previews(self, evidence: Evidence, call: Call) -> list[tuple[str, str]]:
         """Kinds and pages of the pictures of a call among the run's artifacts."""
         kinds = drawing.preview_kinds(evidence, call)
-        return [(kind, f"{self.run}/artifacts/interpret/previews/{kind}/{_quoted(call.slug)}.png") for kind in kinds]
+        return [
+            (PREVIEWS[kind], f"{self.run}/artifacts/interpret/previews/{kind}/{_quoted(call.slug)}.png")
+            for kind in kinds
+        ]
 
     def checkpoint(self, evidence: Evidence) -> str | None:
         """The page of the logged model that was audited; None where the checkpoint is none."""

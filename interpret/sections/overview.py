@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from interpret import charts
-from interpret.sections.subject import Run, Subject
+from interpret.language import listed, say
+from interpret.sections.subject import Layer, Run, Subject
 from interpret.sections.wording import MISSING, count, dissimilarity, level, number, percent, scientific, shape
 
 LEAST_RUNS = 3  # from which a matrix of the runs says more than their columns
-RUNS_PER_TABLE = 2  # a wide table is split after so many runs, so that it fits the page
+RUNS_PER_TABLE = 3  # a wide table is split after so many runs, so that it fits the page
+RUNS_PER_MATRIX = 12
+NAMED_COLUMNS = 6  # of a matrix; more have markers alone as their heads
+LEAST_SUMMED = 3  # rows in a row that are one line on paper where they say the same
 
 
 def build(subject: Subject) -> dict[str, Any]:
@@ -23,25 +27,36 @@ def build(subject: Subject) -> dict[str, Any]:
             "curves": _single_curves(subject, stages),
             "columns": _single_columns(subject),
             "rows": _single_rows(subject),
+            "listed": (len(subject.listed), len(subject.layers)),
         }
     numbers = [run.number for run in subject.others]
 
-    def values(field: str) -> list[list[float | None]]:
-        return [[layer.numbers.get(run.label, {}).get(field) for layer in subject.layers] for run in subject.others]
+    def values(field: str, runs: Sequence[Run] = subject.others) -> list[list[float | None]]:
+        return [
+            [layer.numbers.get(run.label, {}).get(field) if run in runs else None for layer in subject.layers]
+            for run in subject.others
+        ]
 
     distances = [[dissimilarity(cka) for cka in series] for series in values("cka")]
     drawn = [
         (
-            "Weight change",
-            "relative L2 change of a call's weights, the largest over its tensors",
-            values("weight_change"),
+            say("Weight change"),
+            say("relative L2 change of a call's weights, the largest over its tensors"),
+            values("weight_change", [run for run in subject.others if _of_one_architecture(subject, run)]),
         ),
         (
-            "Divergence",
-            "relative change of the Gram matrix or of the channel means, whichever is larger; sees a change of scale",
+            say("Divergence"),
+            say(
+                "relative change of the Gram matrix or of the channel means, whichever is larger; sees a change of "
+                "scale"
+            ),
             values("divergence"),
         ),
-        ("1 \N{MINUS SIGN} CKA", "dissimilarity of the representations, blind to scale and rotation", distances),
+        (
+            say("1 \N{MINUS SIGN} CKA"),
+            say("dissimilarity of the representations, blind to scale and rotation"),
+            distances,
+        ),
     ]
     tables = [
         _overview_table(subject, subject.others[start : start + RUNS_PER_TABLE])
@@ -57,7 +72,7 @@ def build(subject: Subject) -> dict[str, Any]:
                 text,
                 charts.curves(
                     series,
-                    f"{title} over the depth of the network, one line per run, logarithmic",
+                    say("{quantity} over the depth of the network, one line per run, logarithmic", quantity=title),
                     runs=numbers,
                     logarithmic=True,
                     joined=title != "Weight change",
@@ -69,19 +84,28 @@ def build(subject: Subject) -> dict[str, Any]:
         ],
         "matrix": _matrix(subject),
         "tables": tables,
+        "listed": (len(subject.listed), len(subject.layers)),
     }
+
+
+def _of_one_architecture(subject: Subject, run: Run) -> bool:
+    """Whether a run's weights can be those of the reference, changed: of two architectures they have no distance."""
+    assert subject.comparison is not None
+    return bool(subject.comparison["verdict"][run.label] != "different-architecture")
 
 
 def _overview_table(subject: Subject, runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
+    weighed = {run.label: _of_one_architecture(subject, run) for run in runs}
     first = (subject.comparison or {}).get("first_divergence", {})
-    for layer in subject.layers:
+    for layer in subject.listed:
         cells = []
         for run in runs:
             entry = layer.numbers.get(run.label, {})
             distance = dissimilarity(entry.get("cka"))
+            if weighed[run.label]:
+                cells.append(_cell(entry.get("weight_change"), number(entry.get("weight_change")), -4, 0))
             cells += [
-                _cell(entry.get("weight_change"), number(entry.get("weight_change")), -4, 0),
                 _cell(entry.get("divergence"), number(entry.get("divergence")), -4, 0),
                 _cell(distance, scientific(distance), -6, 0),
                 {
@@ -99,7 +123,57 @@ def _overview_table(subject: Subject, runs: Sequence[Run]) -> dict[str, Any]:
                 "first": [run for run in runs if first.get(run.label) == layer.key],
             }
         )
-    return {"runs": runs, "rows": rows, "is_first": runs[0].number == 1}
+    return {
+        "runs": [(run, weighed[run.label]) for run in runs],
+        "rows": rows,
+        "lines": _lines(subject, runs, rows),
+        "is_first": runs[0].number == 1,
+    }
+
+
+def _lines(subject: Subject, runs: Sequence[Run], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as they stand on paper: of neighbours that say the same one line, but each with a chapter its own."""
+    lines: list[dict[str, Any]] = []
+    alike: list[dict[str, Any]] = []
+
+    def close(kind: tuple[str, ...] | None) -> None:
+        if kind is None or len(alike) < LEAST_SUMMED:
+            lines.extend({"row": row} for row in alike)
+        else:
+            layers = [row["layer"] for row in alike]
+            told = {"count": count(len(layers)), "first": layers[0].key, "last": layers[-1].key}
+            text = (
+                say("{count} calls only in {runs}: {first} \N{HORIZONTAL ELLIPSIS} {last}", runs=listed(kind), **told)
+                if kind
+                else say("{count} calls without any change: {first} \N{HORIZONTAL ELLIPSIS} {last}", **told)
+            )
+            lines.append({"row": None, "text": text, "layers": layers})
+        alike.clear()
+
+    before: tuple[str, ...] | None = None
+    for row in rows:
+        kind = None if row["chapter"] or row["first"] else _kind(subject, runs, row["layer"])
+        if kind != before or kind is None:
+            close(before)
+        alike.append(row)
+        before = kind
+    close(before)
+    return lines
+
+
+def _kind(subject: Subject, runs: Sequence[Run], layer: Layer) -> tuple[str, ...] | None:
+    """The runs that alone have a call, none of them where nothing changed; None where its row has more to say."""
+    labels = [subject.labels[0], *(run.label for run in runs)]
+    having = tuple(label for label in labels if label in layer.calls)
+    if having and len(having) < len(labels):
+        return having
+    before = layer.numbers.get(subject.labels[0], {})
+    for run in runs:
+        entry = layer.numbers.get(run.label, {})
+        changes = (entry.get("weight_change") or 0.0, entry.get("divergence"), dissimilarity(entry.get("cka")) or 0.0)
+        if any(change != 0.0 for change in changes) or entry.get("dead_units") != before.get("dead_units"):
+            return None
+    return ()
 
 
 def _dead(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
@@ -115,16 +189,19 @@ def _cell(value: float | None, text: str, low: int, high: int) -> dict[str, Any]
 
 
 _SINGLE = (
-    ("Zeros", "zero_share", "share of exact zeros in the output"),
-    ("Saturated", "saturated_share", "share of values at the upper bound of a bounded activation"),
-    ("Dead", "dead_units", "channels of an activation that never exceed 0"),
-    ("Constant", "constant_units", "channels that do not vary"),
+    (say("Zeros"), "zero_share", say("share of exact zeros in the output")),
+    (say("Saturated"), "saturated_share", say("share of values at the upper bound of a bounded activation")),
+    (say("Dead"), "dead_units", say("channels of an activation that never exceed 0")),
+    (say("Constant"), "constant_units", say("channels that do not vary")),
     (
-        "BN drift",
+        say("BN drift"),
         "batchnorm_z_median",
-        "median over channels of the distance of the input's mean from the running one, in running standard deviations",
+        say(
+            "median over channels of the distance of the input's mean from the running one, in running standard "
+            "deviations"
+        ),
     ),
-    ("Noise floor", "noise_gram", "relative change of the Gram matrix when the same weights run again"),
+    (say("Noise floor"), "noise_gram", say("relative change of the Gram matrix when the same weights run again")),
 )
 
 
@@ -140,7 +217,7 @@ def _single_rows(subject: Subject) -> list[dict[str, Any]]:
         if tensor.filters:
             norms[tensor.call] = math.hypot(norms.get(tensor.call, 0.0), tensor.norm or 0.0)
     rows = []
-    for layer in subject.layers:
+    for layer in subject.listed:
         cells = [{"text": number(norms.get(layer.key)), "level": None, "sort": norms.get(layer.key, -1)}]
         for field in fields:
             value = float(columns[field][layer.position])
@@ -165,7 +242,7 @@ def _whole(value: float | None) -> str:
 
 
 def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, str, charts.Chart]]:
-    drawn = []
+    drawn: list[tuple[str, str, charts.Chart]] = []
     for name, field, text in _SINGLE[:1] + _SINGLE[-1:]:
         if subject.reference.has("layers", field):
             values = [
@@ -174,7 +251,7 @@ def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, s
             if any(value is not None for value in values):
                 chart = charts.curves(
                     [values],
-                    f"{name} over the depth of the network",
+                    say("{quantity} over the depth of the network", quantity=name),
                     runs=[0],
                     logarithmic=field == "noise_gram",
                     stages=stages,
@@ -183,15 +260,28 @@ def _single_curves(subject: Subject, stages: Sequence[int]) -> list[tuple[str, s
     return drawn
 
 
-def _matrix(subject: Subject) -> list[list[tuple[str, int | None]]] | None:
-    """1 - mean CKA of every run with every other, as text and level; None for few runs or where none is known."""
+def _matrix(subject: Subject) -> list[dict[str, Any]] | None:
+    """1 - mean CKA of every run with every other, as text and level; None for few runs or where none is known.
+
+    As many tables as keep each as wide as a page, of about as many columns.
+    """
     assert subject.comparison is not None
     rows = subject.comparison["mean_cka"]
     if len(rows) < LEAST_RUNS or all(value is None for row in rows for value in row):
         return None
-    return [
+    cells = [
         [_similarity_cell(dissimilarity(value), own=i == j) for j, value in enumerate(row)]
         for i, row in enumerate(rows)
+    ]
+    tables = -(-len(rows) // RUNS_PER_MATRIX)
+    width = -(-len(rows) // tables)
+    return [
+        {
+            "runs": subject.runs[start : start + width],
+            "named": len(rows) <= NAMED_COLUMNS,
+            "rows": [(run, line[start : start + width]) for run, line in zip(subject.runs, cells, strict=True)],
+        }
+        for start in range(0, len(rows), width)
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from interpret.language import say
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import level, number
 
@@ -15,13 +16,19 @@ def strips(subject: Subject) -> list[dict[str, Any]]:
         if not subject.reference.has("layers", "zero_share"):
             return []
         shares = [float(share) for share in subject.reference.array("layers", "zero_share")]
-        return [_strip(subject, subject.runs[0], "share of zeros in the output", shares, -3, 0)]
+        return [_strip(subject, subject.runs[0], say("share of zeros in the output"), shares, -3, 0)]
     rows = []
     for run in subject.others:
-        for field, name in (("weight_change", "weight change"), ("divergence", "divergence")):
+        weights = [("weight_change", say("weight change"))] if weights_compare(subject, run) else []
+        for field, name in (*weights, ("divergence", say("divergence"))):
             values = [layer.numbers.get(run.label, {}).get(field) for layer in subject.layers]
             rows.append(_strip(subject, run, name, values, -4, 0))
     return rows
+
+
+def weights_compare(subject: Subject, run: Run) -> bool:
+    """Whether a run is the reference's network: another one's calls were paired by similarity, not its weights."""
+    return all(layer.numbers.get(run.label, {}).get("aligned_by") != "similarity" for layer in subject.layers)
 
 
 def _strip(
@@ -31,7 +38,13 @@ def _strip(
     cells = [
         {
             "level": level(value, low, high),
-            "title": f"{layer.position} {layer.key}: {name} {number(value)}",
+            "title": say(
+                "{position} {call}: {quantity} {value}",
+                position="+" if layer.position is None else layer.position,
+                call=layer.key,
+                quantity=name,
+                value=number(value),
+            ),
             "layer": layer,
             "starts": layer.id in starts,
         }
@@ -65,6 +78,6 @@ def stage_marks(subject: Subject) -> list[dict[str, Any]]:
 def _size(shape: tuple[int, int] | None) -> str:
     """A spatial size in few characters, for there is little room under a strip."""
     if shape is None:
-        return "vector"
+        return say("vector")
     height, width = shape
     return f"{height}²" if height == width else f"{height}\N{MULTIPLICATION SIGN}{width}"

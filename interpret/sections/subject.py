@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from interpret import charts, drawing
 from interpret.evidence import Array, Call, Evidence
 from interpret.findings import findings_of
+from interpret.language import say
 from interpret.sections.links import Links, links_of
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 ROWS_PER_RANKING = 3  # most changed calls per run that get a chapter
+BRIEF_ROWS = 6  # most changed calls of all runs together in the brief form, but one of each run at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Subject:
         labels: names of the runs, the reference first.
         evidence: label to evidence.
         comparison: comparison.json, or None for one audit.
-        detail: "matters" for chapters of the calls that matter, "all" for every call, "none" for no chapters.
+        detail: "matters" for chapters of the calls that matter, "all" for every call, "none" for no chapters,
+            "brief" for tables of the calls that matter.
         source: what the comparison was made from; None for one audit.
         links: label to the run's pages in MLflow; a run without them is absent.
     """
@@ -153,7 +156,7 @@ class Subject:
     @cached_property
     def chapters(self) -> tuple[Layer, ...]:
         """The layers that get a chapter of their own, in order."""
-        if self.detail != "matters":
+        if self.detail not in ("matters", "brief"):
             return self.layers if self.detail == "all" else ()
         chosen = {layer.id for layer in self.layers if layer.id in self.stage_ends and self._is_pictured(layer)}
         if self.comparison is None:
@@ -168,6 +171,18 @@ class Subject:
             keys = [*(key for key in first if key), *(key for some in ranked for key in some)]
             chosen |= {self.layer[key].id for key in keys if key in self.layer}
         return tuple(layer for layer in self.layers if layer.id in chosen)
+
+    @cached_property
+    def listed(self) -> tuple[Layer, ...]:
+        """The layers that the overview has a row for: in the brief form where runs diverge and what changed most."""
+        if self.detail != "brief":
+            return self.layers
+        if self.comparison is None:
+            return self.chapters
+        each = max(1, BRIEF_ROWS // len(self.others))
+        ranked = (keys[:each] for keys in self.comparison["ranking"].values())
+        keys = {*self.comparison["first_divergence"].values(), *(key for some in ranked for key in some)}
+        return tuple(layer for layer in self.layers if self.layer.get(layer.key) is layer and layer.key in keys)
 
     @cached_property
     def stage_ends(self) -> frozenset[str]:
@@ -238,8 +253,8 @@ def class_name(evidence: Evidence, index: int) -> str:
     """The class's name up to its first comma, or its number."""
     names = evidence.manifest.model["class_names"]
     if index < 0:
-        return "a score given in Python"
-    return str(names[index]).split(",")[0] if names and index < len(names) else f"class {index}"
+        return say("a score given in Python")
+    return str(names[index]).split(",")[0] if names and index < len(names) else say("class {number}", number=index)
 
 
 def _is_added(entry: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from interpret import charts
 from interpret.evidence import Array
+from interpret.language import Message, say
 from interpret.measures.timeline import MINIMUM_RUNS, SETTLED_CKA, SETTLED_REMAINING, TensorTimeline, Timeline
 from interpret.sections.subject import Subject
 from interpret.sections.wording import ROUNDING, count, level, number, percent
@@ -19,15 +20,15 @@ MOST_HISTOGRAMS = 24
 ROWS = 32  # intervals of values in the picture of a histogram
 ENDS = (0.005, 0.995)  # what share of a tensor's entries lies below and above its picture
 _STATISTICS = (
-    ("weight_norm", "Weight norm", "L2, of tensors with two axes or more", True),
-    ("output_rms", "Output", "root mean square of all values", True),
-    ("effective_rank", "Effective rank", "dimensions that the probe images take up", False),
-    ("zero_share", "Zeros", "share of exact zeros in the output", False),
-    ("dead_share", "Dead units", "share of an activation's channels that never exceed 0", False),
+    ("weight_norm", say("Weight norm"), say("L2, of tensors with two axes or more"), True),
+    ("output_rms", say("Output"), say("root mean square of all values"), True),
+    ("effective_rank", say("Effective rank"), say("dimensions that the probe images take up"), False),
+    ("zero_share", say("Zeros"), say("share of exact zeros in the output"), False),
+    ("dead_share", say("Dead units"), say("share of an activation's channels that never exceed 0"), False),
     (
         "batchnorm_z_median",
-        "BatchNorm drift",
-        "distance of the input's mean from the running one, in its deviations",
+        say("BatchNorm drift"),
+        say("distance of the input's mean from the running one, in its deviations"),
         True,
     ),
 )
@@ -65,13 +66,18 @@ def build(subject: Subject) -> dict[str, Any] | None:
 
 def _facts(timeline: Timeline) -> list[tuple[str, str]]:
     weighted, compared = np.isfinite(timeline.remaining).any(1), np.isfinite(timeline.cka_to_last).any(1)
-    steps = f"{count(timeline.steps[0])} to {count(timeline.steps[-1])}"
+    first, last = count(timeline.steps[0]), count(timeline.steps[-1])
+    checkpoints = say("{count}, step {first} to {last}", count=len(timeline.steps), first=first, last=last)
     return [
-        ("Checkpoints", f"{len(timeline.steps)}, step {steps}"),
-        ("Images that all of them saw", count(timeline.images)),
-        ("Weights settled", f"{count((timeline.settled_weights >= 0).sum())} of {count(weighted.sum())} calls"),
-        ("Outputs settled", f"{count((timeline.settled_outputs >= 0).sum())} of {count(compared.sum())} calls"),
+        (say("Checkpoints"), checkpoints),
+        (say("Images that all of them saw"), count(timeline.images)),
+        (say("Weights settled"), _calls((timeline.settled_weights >= 0).sum(), weighted.sum())),
+        (say("Outputs settled"), _calls((timeline.settled_outputs >= 0).sum(), compared.sum())),
     ]
+
+
+def _calls(settled: int, total: int) -> Message:
+    return say("{count} of {total} calls", count=count(settled), total=count(total))
 
 
 def _grids(timeline: Timeline, steps: Sequence[str], stages: Sequence[int]) -> list[dict[str, Any]]:
@@ -80,30 +86,35 @@ def _grids(timeline: Timeline, steps: Sequence[str], stages: Sequence[int]) -> l
     distance[np.abs(distance) < ROUNDING] = 0.0
     drawn = (
         (
-            "Weight change from step to step",
-            "relative L2, the largest over a call's tensors; against the row above",
-            timeline.weight_change,
-            np.where(timeline.settled_weights < 0, -1, timeline.settled_weights + 1),
+            say("Weight change from step to step"),
+            say("relative L2, the largest over a call's tensors; against the checkpoint before"),
+            timeline.weight_change[:, 1:],
+            steps[1:],  # before the first step there is none
+            timeline.settled_weights,
             99,
-            f"what each tensor has to go to its last values is at most {percent(SETTLED_REMAINING)} of its way",
+            say(
+                "Below the thick line: what each tensor has to go to its last values is at most {share} of its way.",
+                share=percent(SETTLED_REMAINING),
+            ),
         ),
         (
-            "1 \N{MINUS SIGN} CKA to the last checkpoint",
-            "dissimilarity of the outputs, blind to scale and rotation",
+            say("1 \N{MINUS SIGN} CKA to the last checkpoint"),
+            say("dissimilarity of the outputs, blind to scale and rotation"),
             distance,
+            steps,
             timeline.settled_outputs,
             0,  # CKA of unrelated outputs scatters about 0
-            f"CKA to the last checkpoint stays at {SETTLED_CKA} or above",
+            say("Below the thick line: CKA to the last checkpoint stays at {cka} or above.", cka=SETTLED_CKA),
         ),
     )
     grids = []
-    for title, text, values, marks, most, settled in drawn:
+    for title, text, values, rows, marks, most, settled in drawn:
         if np.isfinite(values).any():
             low, high = _decades(values, most)
             chart = charts.level_grid(
                 [[level(value, low, high) for value in column] for column in values.T.tolist()],
-                f"{title} over calls and steps, logarithmic",
-                rows=steps,
+                say("{quantity} over calls and steps, logarithmic", quantity=title),
+                rows=rows,
                 marks=[None if mark < 0 else mark for mark in marks.tolist()],
                 stages=stages,
             )
@@ -124,7 +135,7 @@ def _decades(values: Array, most: int) -> tuple[int, int]:
 def _settled(subject: Subject, timeline: Timeline, steps: Sequence[str]) -> list[dict[str, Any]]:
     """What settled at which step; the last row is what never did."""
     rows = []
-    for place, step in [*enumerate(steps[:-1]), (-1, f"not before {steps[-1]}")]:
+    for place, step in [*enumerate(steps[:-1]), (-1, say("not before {step}", step=steps[-1]))]:
         cells = []
         for settled, known in (
             (timeline.settled_weights, timeline.remaining),
@@ -142,12 +153,12 @@ def _settled(subject: Subject, timeline: Timeline, steps: Sequence[str]) -> list
 
 def _statistics(timeline: Timeline, stages: Sequence[int]) -> list[tuple[str, str, charts.Chart]]:
     """Small charts of the statistics that move: a line per step over the depth of the network."""
-    drawn = []
+    drawn: list[tuple[str, str, charts.Chart]] = []
     for name, title, text, logarithmic in _STATISTICS:
         values = timeline.statistics[name]
         if np.nanmax(np.where(np.isfinite(values), np.abs(values), 0.0)) > 0:
             lines = [[value if math.isfinite(value) else None for value in line] for line in values.T.tolist()]
-            label = f"{title} over the depth of the network, a line per step"
+            label = say("{quantity} over the depth of the network, a line per step", quantity=title)
             drawn.append((title, text, charts.step_curves(lines, label, logarithmic=logarithmic, stages=stages)))
     return drawn
 
@@ -172,7 +183,12 @@ def _histogram(tensor: TensorTimeline, steps: Sequence[str]) -> dict[str, Any]:
     shares = np.diff(tensor.share_below(edges), axis=1)
     levels = [[level(share, -3, 0) or None for share in row] for row in shares.T[::-1].tolist()]
     quantiles = [[value if math.isfinite(value) else None for value in line] for line in tensor.quantiles.T.tolist()]
-    label = f"Histograms of {tensor.name} over the steps, values from {number(low)} to {number(high)}"
+    label = say(
+        "Histograms of {tensor} over the steps, values from {low} to {high}",
+        tensor=tensor.name,
+        low=number(low),
+        high=number(high),
+    )
     chart = charts.histogram_panel(levels, quantiles, (low, high), label, columns=steps)
     return {"name": tensor.name, "chart": chart}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from interpret import charts
 from interpret.evidence import Array, Evidence
+from interpret.language import say
 from interpret.measures.explanations import (
     CONTROLS,
     INPUT,
@@ -23,7 +24,7 @@ from interpret.measures.explanations import (
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, number, percent
 
-CONTROL_NAMES = {"random": "random map", "gaussian": "centred Gaussian"}
+CONTROL_NAMES = {"random": say("random map"), "gaussian": say("centred Gaussian")}
 INSERTION, DELETION = 0, 1  # numbers of the colours of the curves
 DASHES = {"random": "1.5 2", "gaussian": "5 2"}
 
@@ -48,12 +49,18 @@ def _tested(evidence: Evidence, keys: Sequence[str]) -> dict[str, Any]:
     names = [*methods, *(control for control in CONTROLS if faithfulness(evidence, control, last) is not None)]
     names.sort(key=lambda name: -_mean(faithfulness(evidence, name, last), -np.inf))
     return {
-        "calls": [(evidence.call[key].position if key in evidence.call else INPUT, key) for key in keys],
-        "last": last,
+        "calls": [(evidence.call[key].position if key in evidence.call else _place(key), _place(key)) for key in keys],
+        "at_calls": last != INPUT,
+        "last": _place(last),
         "ranking": [_ranked(evidence, name, keys) for name in names],
         "panels": [panel for method in methods if (panel := _panel(evidence, method, last)) is not None],
         "images": count(len(evidence.array("trust", "probability"))) if evidence.has("trust", "probability") else "",
     }
+
+
+def _place(key: str) -> str:
+    """A call's key, or the word for the input."""
+    return say("input") if key == INPUT else key
 
 
 def _ranked(evidence: Evidence, name: str, keys: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def _ranked(evidence: Evidence, name: str, keys: Sequence[str]) -> dict[str, Any
         "cells": cells,
         "insertion": MISSING if insertion is None else number(_mean(insertion)),
         "deletion": MISSING if deletion is None else number(_mean(deletion)),
-        "beats": f"{won} of {total} images" if judged else "",
+        "beats": say("{count} of {total} images", count=won, total=total) if judged else "",
         "probability": number(probability) if judged else "",
         "drop": percent(_mean_of(evidence, f"drop/{name}/{last}")),
         "increase": _share_of(evidence, f"increase/{name}/{last}"),
@@ -91,7 +98,11 @@ def _panel(evidence: Evidence, method: str, key: str) -> dict[str, Any] | None:
     if not lines or lines[0][2]:
         return None
     score = _signed(faithfulness(evidence, method, key))
-    label = f"Probability of the target while pixels come and go in the order of {method} at {key}"
+    label = say(
+        "Probability of the target while pixels come and go in the order of {method} at {place}",
+        method=method,
+        place=_place(key),
+    )
     return {"method": method, "score": score, "chart": charts.panel(lines, label)}
 
 
@@ -109,9 +120,10 @@ def _cascade(evidence: Evidence, methods: Sequence[str]) -> dict[str, Any] | Non
     rows = []
     for place, method in enumerate(found):
         end = unmoved(evidence, method)
-        verdict = "unknown" if end is None else "depends on the weights" if end <= INSENSITIVE else "does not"
-        rows.append({"run": Run(place, method), "end": number(end), "verdict": verdict, "weak": verdict == "does not"})
-    text = "Rank correlation of maps with those of randomised weights, stage by stage"
+        weak = end is not None and end > INSENSITIVE
+        verdict = say("unknown") if end is None else say("does not") if weak else say("depends on the weights")
+        rows.append({"run": Run(place, method), "end": number(end), "verdict": verdict, "weak": weak})
+    text = say("Rank correlation of maps with those of randomised weights, stage by stage")
     chart = charts.curves(list(means.values()), text, runs=range(len(means)), height=130)
     return {"chart": chart, "rows": rows, "stages": list(enumerate(stages))}
 
@@ -136,7 +148,7 @@ def _share_of(evidence: Evidence, name: str) -> str:
     if not evidence.has("trust", name):
         return MISSING
     raised = evidence.array("trust", name)
-    return f"{int(raised.sum())} of {len(raised)}"
+    return say("{count} of {total}", count=int(raised.sum()), total=len(raised))
 
 
 def _signed(values: Array | None) -> str:

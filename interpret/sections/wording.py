@@ -6,9 +6,21 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from interpret.language import say
+
 ROUNDING = 1e-12  # of a similarity computed in float64
 LONGEST_LIST = 16  # of a setting; longer ones are told by their ends
 MISSING = "\N{EN DASH}"
+KINDS = {  # of calls
+    "convolution": say("convolution"),
+    "linear": say("linear"),
+    "normalization": say("normalization"),
+    "activation": say("activation"),
+    "pooling": say("pooling"),
+    "attention": say("attention"),
+    "container": say("container"),
+    "other": say("other"),
+}
 
 
 def number(value: float | None) -> str:
@@ -102,7 +114,7 @@ def shape(sizes: Iterable[float]) -> str:
     >>> shape((32, 112, 112))
     '32×112×112'
     """
-    return "\N{MULTIPLICATION SIGN}".join(str(size) for size in sizes) or "scalar"
+    return "\N{MULTIPLICATION SIGN}".join(str(size) for size in sizes) or say("scalar")
 
 
 def flat(value: Any) -> str:
@@ -140,4 +152,4 @@ def level(value: float | None, low: int, high: int) -> int | None:
 
 def sentence(text: str) -> str:
     """The text with a full stop at its end."""
-    return text if text.endswith(".") else f"{text}."
+    return text if text.endswith(".") else say("{text}.", text=text)
