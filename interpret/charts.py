@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from interpret import drawing
 from interpret.language import Message, listed, say
+from interpret.shades import LEVEL_COLOURS
 
 # Okabe and Ito's colours, in an order that keeps neighbours apart, each with a marker of its own: shape carries what
 # colour may not.
@@ -37,10 +38,6 @@ MARKERS = (
 DASHES = ("", "6 3", "2 2", "9 3 2 3", "4 4", "1 3", "12 4", "6 2 1 2 1 2")
 # What became of a map: fine, blank, constant, not finite, decided by a constant of its formula.
 STATE_COLOURS = ("#b9d3e6", "#5f6770", "#e69f00", "#b3261e", "#cc79a7")
-# The ten shades of `sections.wording.level`, as in the style sheet: 0 for nothing, 1 ... 9 from pale to dark.
-LEVEL_COLOURS = (
-    *("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c0551f", "#a53d20", "#7c261c"),
-)
 # From the first step to the last: viridis without its palest end, which white paper swallows.
 STEP_COLOURS = tuple(f"#{bytes(drawing.VIRIDIS[round(step * 0.87 * 254 / 8)]).hex()}" for step in range(9))
 AXIS_DEPTH = (30, 74)  # of an axis of calls below a picture, and left of it

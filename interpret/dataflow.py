@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-NETWORK_INPUT = -1  # the source of what is made from the network's input itself
+from interpret.evidence import NETWORK_INPUT
+
 _OVERWRITING = ("copy_", "fill_", "zero_")  # nothing of what was there before remains
 
 

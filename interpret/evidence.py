@@ -29,6 +29,7 @@ SCHEMA_VERSION = 3
 ARRAY_FILES = (
     "weights", "layers", "predictions", "maps", "attributions", "trust", "features", "kernels", "activations", "inputs",
 )  # fmt: skip
+NETWORK_INPUT = -1  # among the sources of a call: it uses the network's input itself
 KINDS = ("convolution", "linear", "normalization", "activation", "pooling", "attention", "container", "other")
 SLUG_LENGTH = 100  # of a key in file names, which MLflow makes 80 characters longer; systems allow 255 bytes
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time stamp of every archive member: the bytes must not depend on the clock

@@ -12,7 +12,7 @@ import tempfile
 import warnings
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from interpret.decoding import whole_files_only
 from interpret.errors import ImageError, did_you_mean
 from interpret.preprocessing import PIXEL_BUDGET, PictureError, Preprocessing, picture_of
 
@@ -126,7 +127,7 @@ def read_image(path: str | Path) -> Image.Image:
         PictureError: the file is missing, broken, too large, or of a kind that is not read here.
     """
     picture = repr(str(path))
-    with warnings.catch_warnings(), _whole_files_only():
+    with warnings.catch_warnings(), whole_files_only():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what cannot be decoded raises
         try:
             with Image.open(path, formats=FORMATS) as file:
@@ -147,17 +148,6 @@ def read_image(path: str | Path) -> Image.Image:
         except Exception as error:  # decoders fail in many ways on broken files
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise PictureError(picture, f"is broken ({reason})", "replace it or take it out") from error
-
-
-@contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Pillow refuses truncated files, whatever another package told it (WeasyPrint has them filled with grey)."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def load_images(

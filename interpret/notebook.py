@@ -5,13 +5,10 @@ Colours of text and lines are the notebook's own, so that dark themes work.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-# Ten shades of a change, from none to the whole: those of the report.
-LEVELS = ("#eceff1", "#fdf1cf", "#fce5a8", "#fad37c", "#f6bb55", "#ee9d3a", "#e07c2a", "#c0551f", "#a53d20", "#7c261c")
-DECADES = 4  # below 1 that the shades tell apart
+from interpret.shades import LEVEL_COLOURS, level
 
 
 def fragment(title: str, facts: Iterable[tuple[str, object]], *parts: str) -> str:
@@ -46,24 +43,14 @@ def strip(name: str, values: Sequence[tuple[str, float | None]]) -> str:
     """
     cells = "".join(
         f'<span title="{escape(f"{call}: {_written(value)}")}" style="flex:1 1 0;min-width:1px;'
-        f'background:{"none" if value is None else LEVELS[shade(value)]}"></span>'
+        f'background:{"none" if shade is None else LEVEL_COLOURS[shade]}"></span>'
         for call, value in values
+        for shade in [level(value, -4, 0)]
     )
     return (
         f'<div style="opacity:.65;font-size:.85em">{escape(name)}</div>'
         f'<div style="display:flex;height:16px;margin:.1em 0 .5em;border:1px solid rgba(128,128,128,.4)">{cells}</div>'
     )
-
-
-def shade(value: float) -> int:
-    """One of the ten shades: 0 for nothing, 1 ... 9 evenly over the decades below 1.
-
-    >>> shade(0.0), shade(1e-9), shade(0.01), shade(3.0)
-    (0, 1, 5, 9)
-    """
-    if not value > 0:
-        return 0
-    return 1 + max(0, min(8, int((math.log10(value) + DECADES) / DECADES * 9)))
 
 
 def _written(value: float | None) -> str:

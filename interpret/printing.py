@@ -18,8 +18,9 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from interpret.decoding import whole_files_only
 from interpret.errors import ReportError
 from interpret.fonts import report_fonts
 
@@ -92,7 +93,7 @@ def print_joined(
         ReportError: WeasyPrint reported an error, asked for something that is not the report's own, or left out a
             picture.
     """
-    with _truncated_pictures_refused(), warnings.catch_warnings():
+    with whole_files_only(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No fonts configured")  # the report brings its own
         import weasyprint
         from weasyprint.text.fonts import FontConfiguration
@@ -167,24 +168,13 @@ def _check_picture(content: bytes, media_type: str, name: str) -> None:
                 f"picture {name!r} has {width} x {height} pixels, and a report takes at most "
                 f"{MOST_PIXELS // 1_000_000} million; audit again if this evidence is your own"
             )
-        with _truncated_pictures_refused():
+        with whole_files_only():
             picture.draft(None, (1, 1))  # a JPEG is read to its end without being drawn at full size
             picture.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise ReportError(f"the PDF would be incomplete: picture {name!r} cannot be decoded: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ReportError(f"picture {name!r} is too large for a report: {error}") from error
-
-
-@contextlib.contextmanager
-def _truncated_pictures_refused() -> Iterator[None]:
-    """Pillow refuses truncated pictures, then does what it did before; WeasyPrint's import lets it take them all."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 @contextlib.contextmanager

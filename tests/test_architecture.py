@@ -12,7 +12,9 @@ PACKAGE = Path(__file__).parent.parent / "interpret"
 # room -> rooms of this package it may import (itself is always allowed), and third parties it may import
 HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "errors": (set(), set()),
-    "notebook": (set(), set()),
+    "shades": (set(), set()),
+    "decoding": (set(), {"PIL"}),
+    "notebook": ({"shades"}, set()),
     "evidence": ({"errors", "notebook"}, {"numpy"}),
     "language": ({"errors"}, {"markupsafe"}),
     "caching": ({"errors"}, set()),
@@ -27,10 +29,10 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "architectures": ({"errors", "specs", "checkpoint"}, {"torch", "torchvision", "timm"}),
     "loading": ({"errors", "tracing", "checkpoint"}, {"torch"}),
     "preprocessing": ({"errors", "specs"}, {"torch", "PIL", "numpy"}),
-    "images": ({"errors", "preprocessing"}, {"torch", "PIL", "numpy"}),
+    "images": ({"errors", "decoding", "preprocessing"}, {"torch", "PIL", "numpy"}),
     "labels": ({"errors", "images"}, set()),
     "receptive_fields": ({"evidence"}, {"torch"}),
-    "dataflow": (set(), {"torch"}),
+    "dataflow": ({"evidence"}, {"torch"}),
     "memory": (set(), {"torch"}),
     "tracing": ({"errors", "evidence", "receptive_fields", "dataflow"}, {"torch", "torchinfo"}),
     "graph": ({"errors"}, {"torch", "torchvision"}),
@@ -75,14 +77,15 @@ HOUSE: dict[str, tuple[set[str], set[str]]] = {
     "policies": ({"errors", "evidence", "measures", "findings", "comparison"}, set()),
     "junit": ({"errors", "evidence", "policies"}, set()),
     "drawing": ({"errors", "evidence"}, {"numpy", "PIL", "matplotlib"}),
-    "charts": ({"errors", "evidence", "language", "drawing"}, {"numpy", "markupsafe"}),
+    "charts": ({"errors", "evidence", "language", "shades", "drawing"}, {"numpy", "markupsafe"}),
     "fonts": (set(), {"fontTools"}),
     "sections": (
-        {"errors", "evidence", "functional", "language", "measures", "findings", "comparison", "drawing", "charts"},
+        {"errors", "evidence", "functional", "language", "shades", "measures", "findings", "comparison", "drawing"}
+        | {"charts"},
         {"numpy", "markupsafe"},
     ),
     "figures": ({"errors", "evidence", "comparison", "drawing", "charts", "sections"}, {"numpy", "matplotlib"}),
-    "printing": ({"errors", "fonts"}, {"weasyprint", "pydyf", "jinja2", "PIL", "numpy"}),
+    "printing": ({"errors", "decoding", "fonts"}, {"weasyprint", "pydyf", "jinja2", "PIL", "numpy"}),
     "reporting": (
         {"errors", "evidence", "language", "comparison", "findings", "drawing", "charts", "fonts", "sections"}
         | {"printing"},

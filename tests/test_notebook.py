@@ -65,7 +65,9 @@ def test_a_comparison_leads_to_the_damaged_layer(weights, evidence):
     cells = [style for style in tree.styles if style.startswith("flex:1")]
     assert len(cells) == 2 * len(comparison.rows)
     place = [row.call.key for row in comparison.rows].index("layer2.conv")
-    changed = [cell for cell in cells[: len(comparison.rows)] if notebook.LEVELS[0] not in cell and "none" not in cell]
+    changed = [
+        cell for cell in cells[: len(comparison.rows)] if notebook.LEVEL_COLOURS[0] not in cell and "none" not in cell
+    ]
     assert changed == [cells[place]]  # the strip of the weights has one coloured cell
 
 

@@ -39,6 +39,14 @@ def two(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Two networks whose names have nothing in common: their calls are paired by similarity."""
+    deeper = network(seed=1, widths=(8, 12, 16, 16))
+    renamed = bundle(deeper, tmp_path_factory.mktemp("renamed"), rename=lambda key: "stage" + key[::-1])
+    return compare(bundle(WEIGHTS, tmp_path_factory.mktemp("plain")), renamed, labels=["shallow", "deeper"])
+
+
+@pytest.fixture(scope="module")
 def printed(many, tmp_path_factory):
     return printed_text(many, tmp_path_factory.mktemp("printed") / "report.pdf")
 
@@ -218,13 +226,19 @@ def test_calls_without_any_change_are_one_line_on_paper_and_keep_their_anchors(m
 # Two architectures ----------------------------------------------------------------------------------------------------
 
 
-def test_two_architectures_have_no_weight_change(two):
-    data = overview.build(subject(two))
+def test_networks_that_share_no_names_have_no_weight_change(apart):
+    data = overview.build(subject(apart))
     assert "Weight change" not in [title for title, _, _ in data["curves"]]
     (table,) = data["tables"]
     assert [weighed for _, weighed in table["runs"]] == [False]
     assert {len(row["cells"]) for row in table["rows"]} == {3}
-    assert appendix._changes(subject(two), ["deeper"]) == {}  # nothing to rank tensors by
+    assert appendix._changes(subject(apart), subject(apart).others) == {}  # nothing to rank tensors by
+
+
+def test_a_network_with_another_block_keeps_the_change_of_the_weights_that_both_have(two):
+    (table,) = overview.build(subject(two))["tables"]
+    assert [weighed for _, weighed in table["runs"]] == [True]
+    assert appendix._changes(subject(two), subject(two).others)["conv1.weight"] > 0
 
 
 def test_calls_of_one_network_alone_are_one_line_on_paper(two):
@@ -236,12 +250,9 @@ def test_calls_of_one_network_alone_are_one_line_on_paper(two):
     assert line["text"] == f"{len(told)} calls only in deeper: {told[0]} … {told[-1]}"
 
 
-def test_the_alignment_has_axes_as_long_as_its_picture():
-    deeper = network(seed=1, widths=(8, 12, 16, 16))
-    renamed = bundle(deeper, rename=lambda key: "stage" + key[::-1])
-    source = compare(bundle(WEIGHTS), renamed, labels=["shallow", "deeper"])
-    (drawn,) = alignment.build(subject(source))["alignments"]
-    rows, columns = (len(one.calls) for one in source.evidence.values())
+def test_the_alignment_has_axes_as_long_as_its_picture(apart):
+    (drawn,) = alignment.build(subject(apart))["alignments"]
+    rows, columns = (len(one.calls) for one in apart.evidence.values())
     assert drawn["left"].height / drawn["below"].width == pytest.approx(rows / columns, abs=2e-3)
     assert drawn["left"].label == "Calls of shallow"
 

@@ -9,6 +9,7 @@ from typing import Any
 from interpret.evidence import Evidence
 from interpret.language import listed, plural, say
 from interpret.sections.identity import DIGEST_LENGTH, row_by_run
+from interpret.sections.strips import weights_compare
 from interpret.sections.subject import Run, Subject
 from interpret.sections.wording import MISSING, count, flat, interval, number, shape
 
@@ -97,7 +98,7 @@ def _tensors(subject: Subject) -> dict[str, Any]:
             )
         )
     candidates, most = (some, MOST_TENSORS) if some else (rows if everywhere else [], MOST_OF_ALL)
-    changes = _changes(subject, [run.label for run in subject.others if not some or run not in everywhere])
+    changes = _changes(subject, [run for run in subject.others if not some or run not in everywhere])
     ranked = sorted((row for row in candidates if row["name"] in changes), key=lambda row: -changes[row["name"]])
     paper = candidates if some and len(candidates) <= most else ranked[:most]
     if len(paper) < len(candidates):
@@ -112,15 +113,14 @@ def _tensors(subject: Subject) -> dict[str, Any]:
     return {"rows": sorted(rows, key=lambda row: not row["changed"]), "paper": paper, "sentences": sentences}
 
 
-def _changes(subject: Subject, labels: Sequence[str]) -> dict[str, float]:
+def _changes(subject: Subject, runs: Sequence[Run]) -> dict[str, float]:
     """The reference's tensors that have a relative change, with the largest of those of the runs."""
-    assert subject.comparison is not None
     changes: dict[str, float] = {}
-    for label in labels:
-        if subject.comparison["verdict"][label] == "different-architecture":
+    for run in runs:
+        if not weights_compare(subject, run):
             continue  # weights that were trained apart: their distance ranks nothing
         for layer in subject.layers:
-            for tensor in layer.numbers.get(label, {}).get("tensors", ()):
+            for tensor in layer.numbers.get(run.label, {}).get("tensors", ()):
                 if tensor["change"] is not None:
                     changes[tensor["name"]] = max(tensor["change"], changes.get(tensor["name"], 0.0))
     return changes

@@ -10,13 +10,13 @@ import numpy as np
 
 from interpret import charts, drawing
 from interpret.evidence import Array, Evidence, TensorRecord
+from interpret.findings.wording import KINDS
 from interpret.functional.statistics import histogram_edges
 from interpret.language import Message, listed, plural, say
 from interpret.sections.figures import jpeg, png, scale
 from interpret.sections.maps import OVERLAY_SIDE, explained_classes, fitted, raw_maps, shared_methods
 from interpret.sections.subject import ROWS_PER_RANKING, Layer, Run, Subject
 from interpret.sections.wording import (
-    KINDS,
     MISSING,
     count,
     dissimilarity,

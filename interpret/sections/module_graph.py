@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from interpret import charts
-from interpret.evidence import Call
+from interpret.evidence import NETWORK_INPUT, Call
 from interpret.language import Message, listed, say
 from interpret.sections.subject import Layer, Run, Subject
-from interpret.sections.wording import count, level, number, shape
+from interpret.sections.wording import count, number, shape
+from interpret.shades import level
 
 MOST_BOXES = 80  # that one page can tell apart
 MOST_CELLS = 4  # of a box: one per run that is compared; of more runs the largest change stands for all
-NETWORK_INPUT = -1  # in the sources of a call
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,10 @@ from typing import Any
 
 from interpret import charts
 from interpret.language import listed, say
+from interpret.sections.strips import weights_compare
 from interpret.sections.subject import Layer, Run, Subject
-from interpret.sections.wording import MISSING, count, dissimilarity, level, number, percent, scientific, shape
+from interpret.sections.wording import MISSING, count, dissimilarity, number, percent, scientific, shape
+from interpret.shades import level
 
 LEAST_RUNS = 3  # from which a matrix of the runs says more than their columns
 RUNS_PER_TABLE = 3  # a wide table is split after so many runs, so that it fits the page
@@ -42,7 +44,7 @@ def build(subject: Subject) -> dict[str, Any]:
         (
             say("Weight change"),
             say("relative L2 change of a call's weights, the largest over its tensors"),
-            values("weight_change", [run for run in subject.others if _of_one_architecture(subject, run)]),
+            values("weight_change", [run for run in subject.others if weights_compare(subject, run)]),
         ),
         (
             say("Divergence"),
@@ -88,15 +90,9 @@ def build(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _of_one_architecture(subject: Subject, run: Run) -> bool:
-    """Whether a run's weights can be those of the reference, changed: of two architectures they have no distance."""
-    assert subject.comparison is not None
-    return bool(subject.comparison["verdict"][run.label] != "different-architecture")
-
-
 def _overview_table(subject: Subject, runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
-    weighed = {run.label: _of_one_architecture(subject, run) for run in runs}
+    weighed = {run.label: weights_compare(subject, run) for run in runs}
     first = (subject.comparison or {}).get("first_divergence", {})
     for layer in subject.listed:
         cells = []

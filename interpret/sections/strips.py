@@ -7,7 +7,8 @@ from typing import Any
 
 from interpret.language import say
 from interpret.sections.subject import Run, Subject
-from interpret.sections.wording import level, number
+from interpret.sections.wording import number
+from interpret.shades import level
 
 
 def strips(subject: Subject) -> list[dict[str, Any]]:

@@ -13,7 +13,8 @@ from interpret.evidence import Array
 from interpret.language import Message, say
 from interpret.measures.timeline import MINIMUM_RUNS, SETTLED_CKA, SETTLED_REMAINING, TensorTimeline, Timeline
 from interpret.sections.subject import Subject
-from interpret.sections.wording import ROUNDING, count, level, number, percent
+from interpret.sections.wording import ROUNDING, count, number, percent
+from interpret.shades import level
 
 NAMES_PER_STEP = 6  # calls named beside the step at which they settled
 MOST_HISTOGRAMS = 24

@@ -11,16 +11,6 @@ from interpret.language import say
 ROUNDING = 1e-12  # of a similarity computed in float64
 LONGEST_LIST = 16  # of a setting; longer ones are told by their ends
 MISSING = "\N{EN DASH}"
-KINDS = {  # of calls
-    "convolution": say("convolution"),
-    "linear": say("linear"),
-    "normalization": say("normalization"),
-    "activation": say("activation"),
-    "pooling": say("pooling"),
-    "attention": say("attention"),
-    "container": say("container"),
-    "other": say("other"),
-}
 
 
 def number(value: float | None) -> str:
@@ -134,20 +124,6 @@ def flat(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
-
-
-def level(value: float | None, low: int, high: int) -> int | None:
-    """One of ten shades: 0 for nothing, 1 ... 9 evenly over the decades 10^low ... 10^high; None where unknown.
-
-    >>> [level(value, -4, 0) for value in (None, 0.0, 1e-9, 1e-2, 1.0, 7.0)]
-    [None, 0, 1, 5, 9, 9]
-    """
-    if value is None or math.isnan(value):
-        return None
-    if value <= 0:
-        return 0
-    share = (math.log10(value) - low) / (high - low)
-    return 1 + max(0, min(8, int(share * 9)))
 
 
 def sentence(text: str) -> str:
